@@ -1,0 +1,57 @@
+"""The one family of errors that a user can cause and a user can mend.
+
+Every message says what is wrong, with what, and what to do. Each face catches `MedAnomalyCLIPError` once:
+the command line prints it and exits 2, the panel shows it, a script catches it. Bugs are not caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MedAnomalyCLIPError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class UnreadableImage(MedAnomalyCLIPError):
+    """A file that cannot be read: missing, empty, truncated, or not an image."""
+
+
+class UnsupportedImage(MedAnomalyCLIPError):
+    """An image that can be read but not used: no slices, no finite pixel, an unknown pixel layout."""
+
+
+class SeriesAmbiguous(MedAnomalyCLIPError):
+    """A folder that holds several series, of which the user has to choose one.
+
+    Attributes:
+        choices: one line for each series, starting with the identifier to pass on.
+    """
+
+    def __init__(self, message: str, choices: Sequence[str]) -> None:
+        super().__init__(message)
+        self.choices = tuple(choices)
+
+
+class GeometryRefused(MedAnomalyCLIPError):
+    """A position that cannot be mapped exactly: singular matrix, plane outside the volume, uneven slices."""
+
+
+class InvalidRequest(MedAnomalyCLIPError):
+    """A request that does not fit the data: a slice out of range, an unknown axis, a bad threshold."""
+
+
+class BundleInvalid(MedAnomalyCLIPError):
+    """A detector on disk that is incomplete, altered, or not understood."""
+
+
+class DependencyMissing(MedAnomalyCLIPError):
+    """A Python package that this step needs and that cannot be imported."""
+
+
+class OutputFailed(MedAnomalyCLIPError):
+    """A result that could not be written: unwritable folder, full disk, existing files."""
+
+
+class Cancelled(MedAnomalyCLIPError):
+    """The user stopped the run."""
