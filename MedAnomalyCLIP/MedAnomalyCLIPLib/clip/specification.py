@@ -1,0 +1,39 @@
+"""Which CLIP a detector stands on, as data; importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import BundleInvalid
+
+ACTIVATIONS = ("gelu", "quick_gelu")
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """Which CLIP, and how its vision tower is read.
+
+    Attributes:
+        model: open_clip model name, or one of this package's own `architectures`.
+        image_size: side of the square input in pixels; the position grid is resized when it differs from the
+            model's own.
+        taps: 1-based transformer layers after which patch tokens are read, ascending.
+        activation: "gelu" or "quick_gelu"; OpenAI's weights need "quick_gelu" (x · σ(1.702 x)).
+        conv_stem: output channels of stride-2 3x3 convolutions that stand in place of the single patch
+            projection; empty for that projection, as in the published models. A transformer trained from
+            nothing on few images learns faster behind one (Xiao et al., Early Convolutions, NeurIPS 2021).
+    """
+
+    model: str
+    image_size: int
+    taps: tuple[int, ...]
+    activation: str = "gelu"
+    conv_stem: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise BundleInvalid(f"Unknown activation {self.activation!r}; choose one of {ACTIVATIONS}")
+        if not self.taps or list(self.taps) != sorted(set(self.taps)) or self.taps[0] < 1:
+            raise BundleInvalid(f"Taps must be ascending layer numbers from 1, not {self.taps}")
+        if self.image_size < 1:
+            raise BundleInvalid(f"The input size must be positive, not {self.image_size}")

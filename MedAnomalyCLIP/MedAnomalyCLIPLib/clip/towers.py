@@ -1,0 +1,237 @@
+"""CLIP towers from open_clip: a vision transformer whose patch tokens are tapped, and its text side.
+
+A `TowerSpec` in, modules out. No weights are fetched unless `load_clip` is told to download.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import BundleInvalid, InvalidRequest, UnreadableImage
+from .importing import import_open_clip
+from .specification import TowerSpec
+
+ARCHITECTURES = Path(__file__).parent / "architectures"
+
+Inject = Callable[[int, Tensor], Tensor]
+
+
+class TappedTokens(NamedTuple):
+    """What a vision tower gives for B images.
+
+    Attributes:
+        patches: for each tap (B, N, D), N = h * w, rows first.
+        classes: for each tap (B, D), the class token.
+        pooled: (B, E) image features in the space shared with text, not normalised.
+        grid: (h, w).
+    """
+
+    patches: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    pooled: Tensor
+    grid: tuple[int, int]
+
+
+class ConvStem(nn.Sequential):
+    """Stride-2 convolutions that turn an image into patch embeddings.
+
+    Shapes:
+        images: (B, 3, S, S).
+        returns: (B, D, S / 2**n, S / 2**n) for n stages.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        layers: list[nn.Module] = []
+        previous = 3
+        for count in channels:
+            layers += [
+                nn.Conv2d(previous, count, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(count),
+                nn.GELU(),
+            ]
+            previous = count
+        layers.append(nn.Conv2d(previous, width, 1))
+        super().__init__(*layers)
+
+
+class TappedClipViT(nn.Module):
+    """An open_clip vision transformer that also returns the tokens of chosen layers.
+
+    With no injection its pooled output equals open_clip's own forward.
+
+    Shapes:
+        images: (B, 3, S, S), normalised as the model expects.
+        returns: `TappedTokens`.
+    """
+
+    visual: Any
+
+    def __init__(self, visual: Any, taps: Sequence[int]) -> None:
+        super().__init__()
+        if not hasattr(visual, "transformer") or not hasattr(visual, "_embeds"):
+            raise BundleInvalid("Only open_clip's vision transformers can be tapped, not its other towers")
+        depth = len(visual.transformer.resblocks)
+        if taps[-1] > depth:
+            raise BundleInvalid(f"Tap {taps[-1]} lies beyond the tower's {depth} layers")
+        self.visual = visual
+        self.taps = tuple(taps)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the tokens."""
+        return int(self.visual.positional_embedding.shape[1])
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the size of the space shared with text."""
+        return int(self.visual.output_dim)
+
+    def forward(self, images: Tensor, inject: Inject | None = None) -> TappedTokens:
+        """Run the tower.
+
+        Args:
+            images: (B, 3, S, S).
+            inject: called as inject(layer, tokens) after every layer, 1-based, with (B, 1 + N, D) tokens;
+                what it returns goes on into the next layer, and is what a tap at this layer reads.
+        """
+        tokens = self.visual._embeds(images)
+        patches, classes = [], []
+        for layer, block in enumerate(self.visual.transformer.resblocks, start=1):
+            tokens = block(tokens)
+            if inject is not None:
+                tokens = inject(layer, tokens)
+            if layer in self.taps:
+                classes.append(tokens[:, 0])
+                patches.append(tokens[:, 1:])
+        pooled, _ = self.visual._pool(tokens)
+        if self.visual.proj is not None:
+            pooled = pooled @ self.visual.proj
+        height, width = self.visual.grid_size
+        return TappedTokens(tuple(patches), tuple(classes), pooled, (int(height), int(width)))
+
+
+def model_config(spec: TowerSpec) -> dict[str, Any]:
+    """open_clip's configuration of a model, with the spec's input size.
+
+    Raises:
+        BundleInvalid: open_clip knows no such model.
+    """
+    open_clip = import_open_clip()
+    if spec.model not in open_clip.list_models():
+        open_clip.add_model_config(ARCHITECTURES)
+    config = open_clip.get_model_config(spec.model) if spec.model in open_clip.list_models() else None
+    if config is None:
+        raise BundleInvalid(
+            f"open_clip {open_clip.__version__} knows no model named {spec.model!r}; "
+            "upgrade open_clip_torch, or correct the name"
+        )
+    config["vision_cfg"]["image_size"] = spec.image_size
+    config["quick_gelu"] = spec.activation == "quick_gelu"
+    return config
+
+
+def create_clip(spec: TowerSpec) -> nn.Module:
+    """Both towers of a CLIP with random weights, as open_clip builds them.
+
+    Raises:
+        BundleInvalid: the model is unknown, or of a family other than CLIP's two plain towers.
+    """
+    config = model_config(spec)
+    config.pop("custom_text", None)
+    try:
+        clip = import_open_clip().CLIP(**config)
+    except TypeError as error:
+        raise BundleInvalid(f"{spec.model} is not a plain CLIP with two towers ({error})") from error
+    _put_stem(clip.visual, spec)
+    return clip.eval()
+
+
+def create_vision_tower(spec: TowerSpec) -> TappedClipViT:
+    """The vision tower alone, with random weights: what inference needs."""
+    config = model_config(spec)
+    import_open_clip()
+    from open_clip.model import _build_vision_tower  # the only way past the text tower's memory
+
+    visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"], config["quick_gelu"])
+    _put_stem(visual, spec)
+    return TappedClipViT(visual, spec.taps).eval()
+
+
+def _put_stem(visual: Any, spec: TowerSpec) -> None:
+    if spec.conv_stem:
+        patch = int(visual.patch_size[0])
+        if 2 ** len(spec.conv_stem) != patch:
+            raise BundleInvalid(f"A stem of {len(spec.conv_stem)} stages does not make patches of {patch} px")
+        visual.conv1 = ConvStem(spec.conv_stem, int(visual.positional_embedding.shape[1]))
+
+
+def load_clip(spec: TowerSpec, weights: Path | str, *, download: bool = False) -> nn.Module:
+    """A pretrained CLIP.
+
+    Args:
+        spec: the model; its input size may differ from the one the weights were trained at.
+        weights: a local file (`.safetensors`, or a state dict that torch reads with `weights_only=True`), or
+            the name of one of open_clip's pretrained tags, for example "openai".
+        download: allow open_clip to fetch the weights of a tag over the network.
+
+    Raises:
+        InvalidRequest: a tag was named without allowing the download.
+        UnreadableImage, BundleInvalid: the file is missing, or does not fit the model.
+    """
+    open_clip = import_open_clip()
+    clip = create_clip(spec)
+    path = Path(weights)
+    if not path.is_file():
+        if not download:
+            raise InvalidRequest(
+                f"{weights} is not a file. If it is the name of pretrained weights of {spec.model}, "
+                "allow the download explicitly"
+            )
+        config = open_clip.get_pretrained_cfg(spec.model, str(weights))
+        if not config:
+            known = ", ".join(open_clip.list_pretrained_tags_by_model(spec.model)) or "none"
+            raise InvalidRequest(
+                f"open_clip has no weights {str(weights)!r} for {spec.model}; it has: {known}"
+            )
+        path = Path(open_clip.download_pretrained(config))
+    try:
+        state = open_clip.factory.load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        raise UnreadableImage(
+            f"{path.name} is not a file of weights that can be read safely: {error}"
+        ) from error
+    _resize_position_grid(state, clip)
+    try:
+        clip.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise BundleInvalid(f"The weights in {path.name} do not fit {spec.model}: {error}") from error
+    return clip
+
+
+def _resize_position_grid(state: dict[str, Tensor], clip: Any) -> None:
+    """Fit the stored grid of position embeddings to the model's, bicubic, class token kept apart."""
+    key = "visual.positional_embedding"
+    if key in state:
+        state[key] = resize_positions(state[key], clip.visual.grid_size)
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings for another patch grid.
+
+    Shapes:
+        positions: (1 + N, D), class token first, N a square number.
+        returns: (1 + h * w, D).
+    """
+    side = round((positions.shape[0] - 1) ** 0.5)
+    if (side, side) == tuple(grid):
+        return positions
+    patches = positions[1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
+    patches = F.interpolate(patches, size=tuple(grid), mode="bicubic", antialias=True, align_corners=False)
+    patches = patches.permute(0, 2, 3, 1).reshape(grid[0] * grid[1], -1).to(positions.dtype)
+    return torch.cat([positions[:1], patches])

@@ -1,0 +1,1 @@
+"""Detectors: one architecture, whose parts and numbers a `DetectorSpec` names."""

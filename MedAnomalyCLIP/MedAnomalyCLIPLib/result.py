@@ -1,0 +1,86 @@
+"""What a detector says about one slice, and everything needed to explain it later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from .geometry import SlicePlane
+
+RESEARCH_USE_ONLY = "Research use only. A candidate, not a diagnosis."
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Which detector made a result, and on what.
+
+    Attributes:
+        bundle: name of the detector's bundle.
+        bundle_version: its version.
+        bundle_sha256: hash of its weights.
+        software_version: version of this package.
+        device: for example "cpu" or "cuda:0".
+        precision: floating-point type of the network, for example "float32".
+    """
+
+    bundle: str
+    bundle_version: str
+    bundle_sha256: str
+    software_version: str
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, eq=False)
+class AnomalyResult:
+    """Score, map and mask of one slice.
+
+    Attributes:
+        plane: the slice as it was when detection was asked for.
+        score: image-level anomaly score in [0, 1].
+        map: (H, W) float32 in [0, 1] on the plane's own grid; 0 where the plane has no image.
+        threshold: map value from which a pixel counts as anomalous.
+        provenance: detector, device, versions.
+        percentile: share in % of the detector's normal reference images that score lower; None when the
+            bundle has no reference.
+        window: (darkest, brightest) pixel value that the detector told apart; None for colour.
+        timings: seconds spent in each step.
+    """
+
+    plane: SlicePlane
+    score: float
+    map: np.ndarray
+    threshold: float
+    provenance: Provenance
+    percentile: float | None = None
+    window: tuple[float, float] | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.map.shape != self.plane.shape:
+            raise ValueError(f"map {self.map.shape} does not fit its plane {self.plane.shape}")
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(H, W) bool: pixels of the image at or above the threshold."""
+        return (self.map >= self.threshold) & self.plane.valid
+
+    @property
+    def area_mm2(self) -> float:
+        """Area of the mask in mm², on the plane's own grid."""
+        return float(self.mask.sum()) * self.plane.pixel_area_mm2
+
+    @property
+    def peak(self) -> tuple[int, int]:
+        """(row, column) of the highest map value."""
+        row, column = np.unravel_index(int(np.argmax(self.map)), self.map.shape)
+        return int(row), int(column)
+
+    @property
+    def peak_ras(self) -> np.ndarray:
+        """(3,) position in RAS mm of the highest map value."""
+        row, column = self.peak
+        return self.plane.to_ras(column, row)

@@ -1,0 +1,155 @@
+"""SliceDetector: planes in, results on the planes' own grids out, through real bundles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from MedAnomalyCLIPLib.bundle import Bundle, default_bundle_path
+from MedAnomalyCLIPLib.detection import SliceDetector, detect_slices
+from MedAnomalyCLIPLib.errors import BundleInvalid, Cancelled, InvalidRequest
+from MedAnomalyCLIPLib.geometry import cut_plane, cut_slice
+from MedAnomalyCLIPLib.volume import Volume
+
+
+@pytest.fixture
+def detector(tiny_bundle):
+    return SliceDetector.load(tiny_bundle.folder, device="cpu")
+
+
+@pytest.fixture
+def volume():
+    voxels = np.random.default_rng(0).normal(100, 30, (6, 40, 30)).astype(np.int16)
+    return Volume(voxels, np.diag([-1.0, -1.5, 4.0, 1.0]), modality="MR")
+
+
+def test_map_lies_on_the_planes_own_pixels(detector, volume):
+    result = detector.detect(cut_slice(volume, 2, 3))
+    assert result.map.shape == result.mask.shape == (40, 30)
+    assert result.map.dtype == np.float32
+    assert 0 <= result.map.min() <= result.map.max() <= result.score <= 1
+
+
+def test_score_is_the_highest_of_the_network_map(detector, volume):
+    result = detector.detect(cut_slice(volume, 2, 3))
+    assert result.score == pytest.approx(float(result.map.max()), abs=0.02)
+
+
+def test_nothing_is_found_where_there_is_no_image(detector, volume):
+    tilted = np.eye(4)  # cuts the corners off the volume, so that the slice is a hexagon
+    tilted[:3, 0], tilted[:3, 1] = np.array([1, -1, 0]) / 2**0.5, np.array([1, 1, -2]) / 6**0.5
+    tilted[:3, 2] = np.cross(tilted[:3, 0], tilted[:3, 1])
+    tilted[:3, 3] = volume.ijk_to_ras[:3] @ [15, 20, 3, 1]
+    result = detector.detect(cut_plane(volume, tilted))
+    assert not result.plane.valid.all()
+    assert result.map[~result.plane.valid].max() == 0
+    assert not result.mask[~result.plane.valid].any()
+
+
+def test_threshold_moves_the_mask_and_not_the_map(detector, volume):
+    plane = cut_slice(volume, 2, 3)
+    low, high = detector.detect(plane, threshold=0.0), detector.detect(plane, threshold=1.0)
+    assert low.mask.all()
+    assert not high.mask.any()
+    assert np.array_equal(low.map, high.map)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+def test_a_threshold_outside_0_and_1_is_refused(detector, volume, threshold):
+    with pytest.raises(InvalidRequest, match="threshold"):
+        detector.detect(cut_slice(volume, 2, 0), threshold=threshold)
+
+
+def test_batches_and_single_planes_agree(detector, volume):
+    planes = [cut_slice(volume, 2, k) for k in range(5)]
+    together = list(detector.detect_many(planes, batch_size=3))
+    for plane, result in zip(planes, together, strict=True):
+        assert result.plane is plane
+        np.testing.assert_allclose(result.map, detector.detect(plane).map, atol=1e-5)
+
+
+def test_one_batch_is_held_at_a_time(detector, volume):
+    taken = []
+
+    def planes():
+        for k in range(6):
+            taken.append(k)
+            yield cut_slice(volume, 2, k)
+
+    next(detector.detect_many(planes(), batch_size=2))
+    assert taken == [0, 1]
+
+
+def test_result_tells_where_it_comes_from(detector, tiny_bundle, volume):
+    result = detector.detect(cut_slice(volume, 2, 3))
+    assert result.provenance.bundle_sha256 == tiny_bundle.manifest.weights_sha256
+    assert result.provenance.device == "cpu"
+    assert result.percentile == tiny_bundle.manifest.reference.percentile(result.score)
+    assert {"preprocess", "network", "map_back"} <= result.timings.keys()
+
+
+def test_slices_come_in_order_with_progress(detector, volume):
+    seen = []
+    results = list(
+        detect_slices(
+            detector, volume, indices=[4, 1], on_progress=lambda done, total: seen.append((done, total))
+        )
+    )
+    assert [r.plane.aligned.index for r in results] == [4, 1]
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_all_slices_along_the_acquisition_axis_by_default(detector, volume):
+    assert [r.plane.aligned.index for r in detect_slices(detector, volume)] == list(range(6))
+
+
+def test_a_missing_slice_is_refused_before_the_first_is_detected(detector, volume):
+    with pytest.raises(InvalidRequest, match="0 to 5"):
+        next(detect_slices(detector, volume, indices=[0, 6]))
+
+
+def test_cancelling_keeps_what_was_done(detector, volume):
+    results = []
+    with pytest.raises(Cancelled, match="2 of 6"):
+        results.extend(
+            result
+            for result in detect_slices(detector, volume, is_cancelled=lambda: len(results) == 2)
+            if results.append(result)
+        )
+    assert len(results) == 2
+
+
+def test_a_device_that_does_not_exist_is_refused(tiny_bundle):
+    with pytest.raises(InvalidRequest, match="nowhere"):
+        SliceDetector.load(tiny_bundle.folder, device="nowhere")
+
+
+def test_a_folder_without_a_detector_is_refused(tmp_path):
+    with pytest.raises(BundleInvalid, match=r"bundle\.json"):
+        SliceDetector.load(tmp_path)
+
+
+class TestBundledDetector:
+    """The detector that ships, on images that pydicom ships."""
+
+    def test_is_whole_and_says_what_it_is(self):
+        bundle = Bundle.load(default_bundle_path())
+        assert bundle.manifest.weights_bytes < 15 * 2**20
+        assert "Research use only" in bundle.card
+        assert bundle.manifest.training_data
+        assert bundle.manifest.quality
+
+    def test_prefers_a_painted_lesion_to_the_same_slice_without(self):
+        """A bright disc in a made-up brain raises the score, and the map peaks on it."""
+        rows, columns = np.mgrid[-1:1:200j, -1:1:200j]
+        rng = np.random.default_rng(0)
+        head = np.where(columns**2 / 0.55 + rows**2 / 0.8 < 1, 400.0, 0) + rng.normal(0, 8, (200, 200))
+        lesion = head + 350 * ((columns - 0.3) ** 2 + (rows + 0.2) ** 2 < 0.15**2)
+        detector = SliceDetector.load(device="cpu")
+        plain, with_lesion = (
+            detector.detect(cut_slice(Volume(image[None], np.diag([-1.0, -1, 1, 1]), modality="MR"), 2, 0))
+            for image in (head, lesion)
+        )
+        assert with_lesion.score > plain.score
+        row, column = with_lesion.peak
+        assert (columns[0, column] - 0.3) ** 2 + (rows[row, 0] + 0.2) ** 2 < 0.25**2
