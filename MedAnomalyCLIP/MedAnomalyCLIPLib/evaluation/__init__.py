@@ -1,0 +1,1 @@
+"""Measuring a detector on images with known labels and masks."""

@@ -1,0 +1,24 @@
+"""Figures that need no detector: how far brightness, shape and the middle of the picture go."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def image_baselines(pixels: np.ndarray) -> dict[str, float]:
+    """Numbers of one grey image (H, W) in [0, 1] that know nothing of anatomy."""
+    height, width = pixels.shape
+    return {
+        "mean intensity": float(pixels.mean()),
+        "contrast": float(pixels.std()),
+        "dark share": float((pixels < 0.1).mean()),
+        "shape": height / width,
+        "size": float(max(height, width)),
+    }
+
+
+def pixel_baselines(pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """Maps (H, W) of one grey image in [0, 1] that know nothing of anatomy."""
+    rows, columns = (np.linspace(-1, 1, count) for count in pixels.shape)
+    centre = np.exp(-(rows[:, None] ** 2 + columns[None] ** 2) / (2 * 0.5**2))
+    return {"brightness": pixels, "darkness": 1 - pixels, "centre": centre}

@@ -1,0 +1,65 @@
+"""Random views of a batch of images, so that no scanner's look and no position is learned.
+
+Everything runs on whole batches with torch; all randomness comes from the generator handed in.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def random_view(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """One random crop, turn and change of contrast of each image.
+
+    Shapes:
+        images: (B, 3, H, W) uint8.
+        returns: (B, 3, side, side) float32 in [0, 1].
+    """
+    views = random_placement(images.float() / 255.0, side, generator)
+    return random_appearance(views, generator)
+
+
+def random_placement(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Random crop of 40 to 120 % of the area, rotation within 25 degrees, left-right mirror."""
+    count = images.shape[0]
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    scale = uniform(0.4, 1.2).sqrt()
+    aspect = uniform(-0.2, 0.2).exp()
+    angle = uniform(-25.0, 25.0) * (math.pi / 180)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    room = (1 - scale).clamp(min=0)
+    matrix = torch.zeros(count, 2, 3)
+    matrix[:, 0, 0] = scale * aspect * angle.cos() * mirror
+    matrix[:, 0, 1] = -scale * angle.sin()
+    matrix[:, 1, 0] = scale * angle.sin() * mirror
+    matrix[:, 1, 1] = scale / aspect * angle.cos()
+    matrix[:, 0, 2] = uniform(-1, 1) * room
+    matrix[:, 1, 2] = uniform(-1, 1) * room
+    grid = F.affine_grid(matrix, [count, 3, side, side], align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
+
+
+def random_appearance(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Random gamma, contrast, slow shading across the picture, inversion, blur and noise; stays in [0, 1]."""
+    count = images.shape[0]
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
+
+    images = images.clamp(0, 1) ** uniform(-0.5, 0.5).exp()
+    images = images * uniform(0.7, 1.25) + uniform(-0.08, 0.08)
+    shading = torch.randn(count, 1, 3, 3, generator=generator) * 0.12
+    images = images * (1 + F.interpolate(shading, size=images.shape[-2:], mode="bicubic", align_corners=True))
+    images = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.08, 1 - images, images)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    images = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.25, blurred, images)
+    noise = torch.randn(images.shape[0], 1, *images.shape[-2:], generator=generator)
+    images = images + noise * uniform(0, 0.04)
+    return images.clamp(0, 1)

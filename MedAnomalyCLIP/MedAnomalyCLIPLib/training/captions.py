@@ -1,0 +1,82 @@
+"""Sentences about an image, made from what its source says: modality, body part, view, finding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .image_set import ImageRecord
+
+_MODALITIES = {
+    "MR": ("MR image", "MRI", "magnetic resonance image", "MR scan"),
+    "CT": ("CT image", "CT scan", "computed tomography slice"),
+    "US": ("ultrasound image", "ultrasound scan", "sonogram"),
+    "XR": ("X-ray", "radiograph", "X-ray film"),
+    "fundus": ("fundus photograph", "retinal photograph", "colour fundus image"),
+    "microscopy": ("microscopy image", "micrograph", "microscope picture"),
+}
+_NORMAL = ("normal", "healthy", "no abnormality", "unremarkable", "no sign of disease", "no lesion")
+_ABNORMAL = ("abnormal", "diseased", "with a lesion", "pathological", "with an abnormal finding")
+_FRAMES = (
+    "a {image} of the {part}, {finding}",
+    "{image} of the {part}: {finding}",
+    "{part} {image}, {finding}",
+    "{finding}, {image} of the {part}",
+    "a {view}{image} of the {part}, {finding}",
+    "medical image, {image}, {part}, {finding}",
+)
+_FRAMES_WITHOUT_FINDING = (
+    "a {image} of the {part}",
+    "{part} {image}",
+    "{image}, {part}",
+    "a {view}{image} of the {part}",
+    "medical image: {image} of the {part}",
+)
+
+
+def modality_family(modality: str) -> str:
+    """The family of a modality as sources word it; the words themselves when it is none of the known ones."""
+    text = modality.lower()
+    families = (
+        ("fundus", "fundus"),
+        ("microscopy", "microscopy"),
+        ("ultrasound", "US"),
+        ("x-ray", "XR"),
+        ("mr", "MR"),
+        ("ct", "CT"),
+        ("us", "US"),
+        ("xr", "XR"),
+    )
+    return next((family for start, family in families if start in text), modality)
+
+
+def subject(record: ImageRecord) -> tuple[str, str, str]:
+    """What two images must share to count as described by the same sentence: modality, part, finding."""
+    finding = {None: "", False: "normal", True: record.findings or "abnormal"}[record.abnormal]
+    return modality_family(record.modality), record.body_part, finding
+
+
+def caption(record: ImageRecord, rng: np.random.Generator) -> str:
+    """One of many sentences that are true of the image."""
+
+    def choose(words: tuple[str, ...]) -> str:
+        return words[int(rng.integers(len(words)))]
+
+    family = modality_family(record.modality)
+    image = choose(_MODALITIES.get(family, (record.modality,)))
+    if rng.random() < 0.3:
+        image = f"{record.modality} image"
+    plane = record.view.split()[0].strip(",;") if record.view else ""
+    words = {
+        "image": image,
+        "part": record.body_part.split(",")[0],
+        "view": f"{plane} " if plane in ("axial", "coronal", "sagittal", "frontal") else "",
+    }
+    if record.abnormal is None:
+        return choose(_FRAMES_WITHOUT_FINDING).format(**words)
+    findings = tuple(term.strip() for term in record.findings.replace(";", ",").split(",") if term.strip())
+    if record.abnormal:
+        named = findings and rng.random() < 0.6
+        words["finding"] = choose(findings) if named else choose(_ABNORMAL)
+    else:
+        words["finding"] = choose(_NORMAL)
+    return choose(_FRAMES).format(**words)

@@ -1,0 +1,61 @@
+"""Training state on disk, as safetensors and JSON; a kill at any moment leaves the last whole one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import UnreadableImage
+
+
+def save_checkpoint(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, notes: Mapping[str, Any]
+) -> None:
+    """Write modules, optimizer state and a few JSON notes into one file."""
+    tensors = {
+        f"module/{name}/{key}": value.detach().contiguous().clone()
+        for name, module in modules.items()
+        for key, value in module.state_dict().items()
+    }
+    state = optimizer.state_dict()
+    for index, moments in state["state"].items():
+        for key, value in moments.items():
+            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).detach().contiguous().clone()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"notes": json.dumps(dict(notes))})
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Any]:
+    """Put a saved state back, and return its notes.
+
+    Raises:
+        UnreadableImage: the file is damaged, or belongs to another architecture.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            notes = json.loads((file.metadata() or {})["notes"])
+            tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        for name, module in modules.items():
+            prefix = f"module/{name}/"
+            module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, index, name = key.split("/")
+                moments.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+        raise UnreadableImage(
+            f"{path.name} is not a checkpoint of this training; delete it to start anew ({error})"
+        ) from error
+    return notes

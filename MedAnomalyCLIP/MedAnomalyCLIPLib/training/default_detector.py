@@ -1,0 +1,254 @@
+"""The recipe of the bundled detector: `python -m MedAnomalyCLIPLib.training.default_detector --help`.
+
+A folder of images with manifests and the teacher's weights in, a bundle out. An interrupted run goes on where
+it stopped. Only training images are learned from, thresholds come from the validation images, and the test
+images are looked at once, for the figures on the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ..bundle import (
+    FORMAT,
+    BundleManifest,
+    NormalReference,
+    TrainingSource,
+    default_bundle_path,
+    save_bundle,
+)
+from ..clip.specification import TowerSpec
+from ..detection import SliceDetector
+from ..detectors.detector import AnomalyDetector
+from ..detectors.specification import DetectorSpec
+from ..errors import MedAnomalyCLIPError
+from ..evaluation.image_sets import detect_records, set_figures, true_mask
+from ..evaluation.metrics import best_f1_threshold
+from ..preprocess import PreprocessSpec, WindowRule
+from ..runtime import select_device
+from .captions import modality_family
+from .image_set import ImageRecord, pack, read_manifest
+from .model_card import model_card
+from .prompt_tuning import PromptTuning, tune_prompts
+from .tower import CLIP_MEAN, CLIP_STD, TowerTraining, train_tower
+
+PACKED_SIDE = 256
+TOWER = TowerSpec("MedAnomalyCLIP-S16", 224, (2, 4, 6, 8), conv_stem=(32, 64, 128, 256))
+DETECTOR = DetectorSpec(TOWER, smoothing=4.0)
+PREPROCESS = PreprocessSpec(
+    size=TOWER.image_size,
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    windows={
+        "default": WindowRule("full"),
+        "CT": WindowRule("range", -160.0, 240.0),
+        "MR": WindowRule("percentile", 0.5, 99.5),
+    },
+    colour="grey",
+)
+# Collections whose images nobody labelled, but which hold no lesions as far as their sources tell.
+HEALTHY_COLLECTIONS = (
+    "templates",
+    "totalseg_ct",
+    "mednist_abdomen_ct",
+    "mednist_chest_ct",
+    "mednist_breast_mr",
+    "mednist_hand_xray",
+)
+ANATOMY = ("MR", "CT", "US", "XR", "fundus")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the recipe; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Train and measure the bundled detector.")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with manifest.csv, and pool/ if there is one"
+    )
+    parser.add_argument(
+        "--teacher", type=Path, required=True, help="safetensors file of the ImageNet MobileNetV2"
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for packed images, checkpoints and logs"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the bundle (default: the bundled detector's)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--tower-steps", type=int, default=TowerTraining.steps)
+    parser.add_argument("--prompt-steps", type=int, default=PromptTuning.steps)
+    arguments = parser.parse_args(argv)
+    try:
+        run(
+            arguments.data,
+            arguments.teacher,
+            arguments.work,
+            arguments.output or default_bundle_path(),
+            TowerTraining(steps=arguments.tower_steps),
+            PromptTuning(steps=arguments.prompt_steps),
+            select_device(arguments.device),
+        )
+    except MedAnomalyCLIPError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(
+    data: Path,
+    teacher: Path,
+    work: Path,
+    output: Path,
+    tower_training: TowerTraining,
+    tuning: PromptTuning,
+    device: torch.device,
+) -> None:
+    """Tower, prompts, thresholds, figures, bundle."""
+    records = [r for name in ("manifest.csv", "pool/manifest.csv") for r in _manifest(data / name)]
+    training = [r for r in records if r.split in ("train", "pool")]
+    images = pack(training, work / f"images-{PACKED_SIDE}.npy", PACKED_SIDE, _bar("pack"))
+    with _Log(work / "tower.csv", tower_training.steps) as log:
+        clip = train_tower(
+            TOWER,
+            training,
+            images,
+            teacher,
+            tower_training,
+            work / "tower.safetensors",
+            device=device,
+            on_step=log,
+        )
+    detector = _tune(training, images, clip, tuning, device, work)
+
+    manifest = BundleManifest(
+        format=FORMAT,
+        name="MedAnomalyCLIP default",
+        version="1",
+        description="Compact CLIP with linear adapters and learned prompts, fitted to painted anomalies",
+        licence="Research use only: the terms of several training collections are research-only or unstated",
+        detector=DETECTOR,
+        preprocess=PREPROCESS,
+        threshold=0.5,
+        training_data=_sources(training),
+    )
+    bundle = save_bundle(output, manifest, detector, "")
+    ready = SliceDetector.load(output, device=str(device))
+    manifest = _calibrated(bundle.manifest, ready, [r for r in records if r.split == "valid"])
+    quality = _measure(ready, [r for r in records if r.split == "test"])
+    manifest = replace(manifest, quality=quality)
+    settings = {"tower": asdict(tower_training), "prompts": asdict(tuning)}
+    save_bundle(output, manifest, detector, model_card(manifest, settings))
+
+
+def _tune(
+    records: Sequence[ImageRecord],
+    images: np.ndarray,
+    clip: nn.Module,
+    tuning: PromptTuning,
+    device: torch.device,
+    work: Path,
+) -> AnomalyDetector:
+    chosen = [i for i, record in enumerate(records) if can_be_painted(record)]
+    sets = [records[i].set for i in chosen]
+    weights = [sets.count(name) ** -0.5 for name in sets]
+    grey = np.stack([images[i].mean(axis=0).astype(np.uint8) for i in chosen])
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    with _Log(work / "prompts.csv", tuning.steps) as log:
+        return tune_prompts(
+            DETECTOR, clip, grey, weights, tuning, lambda x: (x - mean) / std, device=device, on_step=log
+        )
+
+
+def can_be_painted(record: ImageRecord) -> bool:
+    """Whether an image shows anatomy without a lesion, so that what is painted on it is the only one."""
+    healthy = record.abnormal is False or record.set in HEALTHY_COLLECTIONS
+    return healthy and modality_family(record.modality) in ANATOMY
+
+
+def _calibrated(
+    manifest: BundleManifest, detector: SliceDetector, records: Sequence[ImageRecord]
+) -> BundleManifest:
+    """Thresholds and the normal reference, from validation images alone."""
+    results = detect_records(detector, records, _bar("calibrate"))
+    masks = [true_mask(record, result.plane.shape) for record, result in zip(records, results, strict=True)]
+    pairs = [(result.map, mask) for result, mask in zip(results, masks, strict=True) if mask is not None]
+    normal = sorted(r.score for r, record in zip(results, records, strict=True) if record.abnormal is False)
+    sets = ", ".join(dict.fromkeys(record.set for record in records))
+    return replace(
+        manifest,
+        threshold=best_f1_threshold([m for m, _ in pairs], [m for _, m in pairs]),
+        image_threshold=float(np.quantile(normal, 0.95)),
+        reference=NormalReference(f"{len(normal)} normal validation images of {sets}", tuple(normal)),
+    )
+
+
+def _measure(detector: SliceDetector, records: Sequence[ImageRecord]) -> dict[str, dict[str, float]]:
+    quality = {}
+    for name in dict.fromkeys(record.set for record in records):
+        chosen = [record for record in records if record.set == name]
+        quality[name] = set_figures(chosen, detect_records(detector, chosen, _bar(f"measure {name}")))
+    return quality
+
+
+def _sources(records: Sequence[ImageRecord]) -> tuple[TrainingSource, ...]:
+    """One entry for each collection, with its terms as the manifest gives them."""
+    sources = []
+    for name in dict.fromkeys(record.set for record in records):
+        chosen = [record for record in records if record.set == name]
+        content = sorted({f"{modality_family(r.modality)}, {r.body_part}" for r in chosen})
+        licences = sorted({r.licence or "not stated" for r in chosen})
+        sources.append(TrainingSource(name, "; ".join(content), len(chosen), "; ".join(licences)))
+    return tuple(sources)
+
+
+def _manifest(path: Path) -> list[ImageRecord]:
+    return read_manifest(path) if path.is_file() or path.parent.name != "pool" else []
+
+
+def _bar(title: str) -> Callable[[int, int], None]:
+    bar: tqdm = tqdm(desc=title, disable=None)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return show
+
+
+class _Log:
+    """Loss terms as a progress bar and as lines of a CSV file, which goes on after an interruption."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self.path, self.steps = path, steps
+
+    def __enter__(self) -> _Log:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("a", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.file)
+        self.bar = tqdm(total=self.steps, desc=self.path.stem, disable=None)
+        return self
+
+    def __call__(self, step: int, terms: dict[str, float]) -> None:
+        if self.file.tell() == 0:
+            self.writer.writerow(["step", *terms])
+        self.writer.writerow([step, *(f"{value:.5f}" for value in terms.values())])
+        self.file.flush()
+        self.bar.update(step - self.bar.n)
+        self.bar.set_postfix(loss=f"{terms['loss']:.3f}")
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        self.file.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The model card of a bundle: what it is, what it was made from, what it reaches, in Markdown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..bundle import BundleManifest
+from ..result import RESEARCH_USE_ONLY
+
+_INTRODUCTION = """\
+# {name}, version {version}
+
+{description}.
+
+**{research}** Not a medical device, not for clinical or commercial use.
+
+## Intended use
+Pointing a researcher's eye at places of a slice that look unlike normal anatomy, in kinds of images like
+those below, and as the offline starting point of the software. It was never shown the outline of a real
+lesion: it learned from anomalies painted into normal images. It does not name what it sees, and a low score
+does not mean that an image is normal.
+
+## Out of scope
+Diagnosis, screening, triage, measurement of treatment. Kinds of images that are not in the training data.
+
+## How it was made
+A vision transformer behind a convolution stem and a small text tower, from random weights: distillation of an
+ImageNet MobileNetV2 (the teacher, not shipped), and image-sentence matching with sentences made from what the
+sources say of each image. Then, with both towers frozen, one linear adapter for each tap and prompts behind
+learned vectors, fitted to anomalies painted into normal images (the scheme of MediCLIP, MICCAI 2024).
+Thresholds come from validation images. The test images below took no part in any choice.
+
+Settings:
+
+```json
+{settings}
+```
+"""
+
+
+def model_card(manifest: BundleManifest, settings: Mapping[str, Any]) -> str:
+    """Markdown text of the card."""
+    parts = [
+        _INTRODUCTION.format(
+            name=manifest.name,
+            version=manifest.version,
+            description=manifest.description,
+            research=RESEARCH_USE_ONLY,
+            settings=json.dumps(settings, indent=2),
+        ),
+        _figures(manifest),
+        _training_data(manifest),
+    ]
+    return "\n".join(parts)
+
+
+def _figures(manifest: BundleManifest) -> str:
+    """The measured figures, each beside the best trivial baseline."""
+    lines = [
+        "## Measured on held-back test images",
+        "",
+        "Area under the ROC curve (AUROC) and average precision (AP). In brackets what is reached without "
+        "any detector: for images the best of mean intensity, contrast, dark share, shape and size of the "
+        "picture (direction chosen with the labels, so an upper value), for pixels the best of brightness, "
+        "darkness and nearness to the centre. A figure that is not clearly above its bracket is no result.",
+        "",
+        "| set | images (abnormal) | image AUROC | image AP | pixel AUROC | pixel AP |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figures in (manifest.quality or {}).items():
+        trivial_image = _best(figures, "image auroc of ")
+        cells = [
+            name,
+            f"{figures['images']:.0f} ({figures['abnormal']:.0f})",
+            f"{_number(figures, 'image auroc')} [{trivial_image}]",
+            _number(figures, "image ap"),
+            f"{_number(figures, 'pixel auroc')} [{_best(figures, 'pixel auroc of ')}]",
+            f"{_number(figures, 'pixel ap')} [{_best(figures, 'pixel ap of ')}]",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    reference = manifest.reference
+    lines += [
+        "",
+        f"Pixel threshold {manifest.threshold:.2f} (best F1 on validation masks)."
+        + (
+            ""
+            if manifest.image_threshold is None or reference is None
+            else f" Score that 95 % of the reference do not reach: {manifest.image_threshold:.2f}; "
+            f"reference: {reference.description}."
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _training_data(manifest: BundleManifest) -> str:
+    lines = [
+        "## Training data",
+        "",
+        "Terms as the sources state them; several are unstated or restricted to research, so these weights "
+        f"are offered for research. Licence of the weights: {manifest.licence}.",
+        "",
+        "| collection | content | images | terms |",
+        "|---|---|---|---|",
+    ]
+    for source in manifest.training_data:
+        cells = (source.name, source.content, str(source.images), source.licence)
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _number(figures: Mapping[str, float], name: str) -> str:
+    return f"{figures[name]:.2f}" if name in figures else "–"
+
+
+def _best(figures: Mapping[str, float], prefix: str) -> str:
+    values = [value for name, value in figures.items() if name.startswith(prefix)]
+    return f"{max(values):.2f}" if values else "–"

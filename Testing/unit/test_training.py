@@ -1,0 +1,252 @@
+"""Training: batches depend on the seed alone, an interrupted run goes on, losses are what they claim."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from MedAnomalyCLIPLib.errors import UnreadableImage
+from MedAnomalyCLIPLib.training.augmentation import random_appearance, random_placement, random_view
+from MedAnomalyCLIPLib.training.captions import caption, modality_family, subject
+from MedAnomalyCLIPLib.training.checkpoint import load_checkpoint, save_checkpoint
+from MedAnomalyCLIPLib.training.image_set import (
+    ImageRecord,
+    pack,
+    read_manifest,
+    read_square,
+    read_square_mask,
+)
+from MedAnomalyCLIPLib.training.prompt_tuning import PromptTuning, tune_prompts
+from MedAnomalyCLIPLib.training.tower import DistillingClip, TowerTraining, contrastive_loss, train_tower
+
+
+def record(tmp_path, name="a.png", **changes):
+    return replace(
+        ImageRecord(tmp_path / name, None, "made-up", "train", False, "MR T1", "brain, axial", "axial", ""),
+        **changes,
+    )
+
+
+@pytest.fixture
+def picture_folder(tmp_path):
+    """Six 40 x 30 pictures, a manifest and a mask."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(6):
+        Image.fromarray(rng.integers(0, 255, (40, 30), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append(
+            {
+                "image": f"{number}.png",
+                "label": number % 2,
+                "modality": "CT",
+                "body_part": "chest",
+                "mask": "",
+            }
+        )
+    rows[1]["mask"] = "mask.png"
+    Image.fromarray(np.pad(np.full((8, 6), 255, np.uint8), ((16, 16), (12, 12)))).save(tmp_path / "mask.png")
+    with (tmp_path / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return tmp_path
+
+
+def test_manifest_tells_label_mask_and_set(picture_folder):
+    records = read_manifest(picture_folder / "manifest.csv")
+    assert [r.abnormal for r in records] == [False, True] * 3
+    assert records[1].mask == picture_folder / "mask.png"
+    assert records[0].mask is None
+
+
+def test_manifest_without_a_column_is_refused_by_its_name(tmp_path):
+    (tmp_path / "manifest.csv").write_text("image,label\na.png,1\n")
+    with pytest.raises(UnreadableImage, match="body_part, modality"):
+        read_manifest(tmp_path / "manifest.csv")
+
+
+def test_padding_is_equal_on_both_sides_for_image_and_mask(picture_folder):
+    image = read_square(picture_folder / "0.png", 80, colour=False)
+    mask = read_square_mask(picture_folder / "mask.png", 80)
+    assert image[:, :10].max() == image[:, 70:].max() == 0 < image[:, 12:68].min(axis=0).max()
+    assert mask.sum() == 16 * 12
+    assert mask[32:48, 34:46].all()
+
+
+def test_packed_images_are_taken_from_the_file_the_second_time(picture_folder, tmp_path):
+    records = read_manifest(picture_folder / "manifest.csv")
+    first = pack(records, tmp_path / "packed.npy", 32)
+    records[0].path.unlink()
+    assert np.array_equal(pack(records, tmp_path / "packed.npy", 32), first)
+
+
+def test_packing_that_fails_leaves_no_file(picture_folder, tmp_path):
+    records = read_manifest(picture_folder / "manifest.csv")
+    records[3].path.write_bytes(b"")
+    with pytest.raises(UnreadableImage, match=r"3\.png"):
+        pack(records, tmp_path / "packed.npy", 32)
+    assert not (tmp_path / "packed.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "family"),
+    [
+        ("MR FLAIR", "MR"),
+        ("MRI", "MR"),
+        ("CT (soft window -160..240 HU)", "CT"),
+        ("US", "US"),
+        ("X-ray", "XR"),
+        ("colour fundus photograph", "fundus"),
+        ("light microscopy (blood smear)", "microscopy"),
+        ("electron microscopy", "microscopy"),
+    ],
+)
+def test_modalities_are_recognised_in_the_words_of_sources(words, family):
+    assert modality_family(words) == family
+
+
+def test_captions_say_nothing_of_health_that_the_source_does_not(tmp_path):
+    rng = np.random.default_rng(0)
+    unknown = record(tmp_path, abnormal=None, findings="brain tumor")
+    sentences = {caption(unknown, rng) for _ in range(200)}
+    assert len(sentences) > 10
+    assert not [s for s in sentences if "normal" in s or "tumor" in s or "health" in s]
+
+
+def test_captions_of_abnormal_images_never_call_them_normal(tmp_path):
+    rng = np.random.default_rng(0)
+    sick = record(tmp_path, abnormal=True, findings="glioma")
+    sentences = [caption(sick, rng) for _ in range(200)]
+    assert any("glioma" in s for s in sentences)
+    assert not [s for s in sentences if "normal" in s.replace("abnormal", "") or "healthy" in s]
+
+
+def test_normal_and_abnormal_images_are_different_subjects(tmp_path):
+    assert subject(record(tmp_path)) != subject(record(tmp_path, abnormal=True))
+
+
+def test_views_stay_in_range_and_repeat_with_their_generator():
+    images = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8)
+    one = random_view(images, 32, torch.Generator().manual_seed(5))
+    two = random_view(images, 32, torch.Generator().manual_seed(5))
+    other = random_view(images, 32, torch.Generator().manual_seed(6))
+    assert one.shape == (4, 3, 32, 32)
+    assert 0 <= float(one.min()) <= float(one.max()) <= 1
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_placement_keeps_a_constant_middle_and_appearance_keeps_grey_grey():
+    grey = torch.full((8, 3, 64, 64), 0.5)
+    placed = random_placement(grey, 64, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(placed[:, :, 32, 32], torch.full((8, 3), 0.5))
+    looked = random_appearance(grey, torch.Generator().manual_seed(0))
+    assert torch.equal(looked[:, 0], looked[:, 2])
+
+
+def test_contrastive_loss_is_lowest_when_subjects_meet_their_own_sentences():
+    embeddings = torch.nn.functional.normalize(
+        torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    same = torch.eye(4, dtype=torch.bool)
+    right = contrastive_loss(embeddings, embeddings, same, torch.tensor(50.0))
+    swapped = contrastive_loss(embeddings, embeddings.flip(0), same, torch.tensor(50.0))
+    assert float(right) < 0.1 < float(swapped)
+
+
+def test_contrastive_loss_with_one_right_answer_each_is_clips_own():
+    from MedAnomalyCLIPLib.clip.importing import import_open_clip
+
+    loss = import_open_clip().ClipLoss()
+    g = torch.Generator().manual_seed(0)
+    image, text = (torch.nn.functional.normalize(torch.randn(5, 8, generator=g), dim=1) for _ in range(2))
+    ours = contrastive_loss(image, text, torch.eye(5, dtype=torch.bool), torch.tensor(10.0))
+    torch.testing.assert_close(ours, loss(image, text, torch.tensor(10.0)))
+
+
+@pytest.fixture
+def teacher_weights(tmp_path):
+    """The teacher's architecture with random weights."""
+    from safetensors.torch import save_file
+
+    from MedAnomalyCLIPLib.clip.importing import import_open_clip
+
+    import_open_clip()
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("mobilenetv2_100", pretrained=False, num_classes=1001)
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in network.state_dict().items()}
+    save_file(weights, tmp_path / "teacher.safetensors")
+    return tmp_path / "teacher.safetensors"
+
+
+def test_an_interrupted_tower_run_ends_like_an_uninterrupted_one(tiny_tower, teacher_weights, tmp_path):
+    spec = replace(tiny_tower, taps=(1, 2, 3, 4), conv_stem=(8, 8, 16, 32))
+    records = [record(tmp_path, abnormal=bool(i % 2)) for i in range(8)]
+    images = np.random.default_rng(0).integers(0, 255, (8, 3, 80, 80), dtype=np.uint8)
+    settings = TowerTraining(steps=4, batch_size=4, warmup=1, checkpoint_every=2)
+
+    def run(name, steps):
+        steps = replace(settings, steps=steps) if steps != 4 else settings
+        where = tmp_path / f"{name}.safetensors"
+        return train_tower(spec, records, images, teacher_weights, steps, where, device=torch.device("cpu"))
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_three(step, terms):
+        assert {"loss", "tap1", "tap4", "pooled", "contrastive"} <= terms.keys()
+        if step == 3:
+            raise Stop
+
+    whole = run("whole", 4)
+    with pytest.raises(Stop):
+        train_tower(
+            spec, records, images, teacher_weights, settings, tmp_path / "part.safetensors",
+            device=torch.device("cpu"), on_step=stop_at_three,
+        )  # fmt: skip
+    resumed = run("part", 4)
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(value, resumed.state_dict()[key], atol=1e-6, rtol=1e-5)
+
+
+def test_a_damaged_checkpoint_is_refused(tiny_tower, tmp_path):
+    student = DistillingClip(replace(tiny_tower, taps=(1, 2, 3, 4)))
+    optimizer = torch.optim.AdamW(student.parameters())
+    save_checkpoint(tmp_path / "c.safetensors", {"student": student}, optimizer, {"step": 7})
+    assert load_checkpoint(tmp_path / "c.safetensors", {"student": student}, optimizer) == {"step": 7}
+    content = (tmp_path / "c.safetensors").read_bytes()
+    (tmp_path / "c.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UnreadableImage, match=r"c\.safetensors"):
+        load_checkpoint(tmp_path / "c.safetensors", {"student": student}, optimizer)
+
+
+def test_prompt_tuning_lowers_the_loss_and_leaves_the_tower_alone(tiny_tower):
+    from MedAnomalyCLIPLib.clip.towers import create_clip
+    from MedAnomalyCLIPLib.detectors.specification import DetectorSpec
+
+    torch.manual_seed(0)
+    clip = create_clip(tiny_tower)
+    before = {k: v.clone() for k, v in clip.visual.state_dict().items()}
+    rows, columns = np.mgrid[-1:1:72j, -1:1:72j]
+    body = (100 * (rows**2 + columns**2 < 0.7)).astype(np.uint8)
+    losses = []
+    detector = tune_prompts(
+        DetectorSpec(tiny_tower),
+        clip,
+        np.stack([body, body // 2]),
+        [1, 1],
+        PromptTuning(steps=20, batch_size=4),
+        lambda x: (x - 0.5) / 0.25,
+        device=torch.device("cpu"),
+        on_step=lambda step, terms: losses.append(terms["loss"]),
+    )
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert all(torch.equal(v, detector.tower.visual.state_dict()[k]) for k, v in before.items())
+    torch.testing.assert_close(detector.text_bank.norm(dim=-1), torch.ones(2))
