@@ -210,6 +210,7 @@ def save_bundle(folder: Path, manifest: BundleManifest, detector: AnomalyDetecto
             for key, value in detector.state_dict().items()
         }
         save_file(tensors, partial / WEIGHTS)
+        (partial / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
         manifest = replace(
             manifest,
             weights_bytes=(partial / WEIGHTS).stat().st_size,

@@ -21,7 +21,7 @@ from MedAnomalyCLIPLib.training.image_set import (
     read_square,
     read_square_mask,
 )
-from MedAnomalyCLIPLib.training.prompt_tuning import PromptTuning, tune_prompts
+from MedAnomalyCLIPLib.training.prompt_tuning import PromptTuning, TuningImages, tune_prompts
 from MedAnomalyCLIPLib.training.tower import DistillingClip, TowerTraining, contrastive_loss, train_tower
 
 
@@ -141,6 +141,14 @@ def test_views_stay_in_range_and_repeat_with_their_generator():
     assert not torch.equal(one, other)
 
 
+def test_an_image_and_its_mask_move_together():
+    spot = torch.zeros(6, 2, 64, 64)
+    spot[:, :, 20:28, 36:46] = 1.0
+    moved = random_placement(spot, 64, torch.Generator().manual_seed(2))
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    assert not torch.equal(moved[0], moved[1])
+
+
 def test_placement_keeps_a_constant_middle_and_appearance_keeps_grey_grey():
     grey = torch.full((8, 3, 64, 64), 0.5)
     placed = random_placement(grey, 64, torch.Generator().manual_seed(0))
@@ -236,12 +244,12 @@ def test_prompt_tuning_lowers_the_loss_and_leaves_the_tower_alone(tiny_tower):
     before = {k: v.clone() for k, v in clip.visual.state_dict().items()}
     rows, columns = np.mgrid[-1:1:72j, -1:1:72j]
     body = (100 * (rows**2 + columns**2 < 0.7)).astype(np.uint8)
+    spot = (100 * (rows**2 + (columns - 0.3) ** 2 < 0.02)).astype(np.uint8)
     losses = []
     detector = tune_prompts(
         DetectorSpec(tiny_tower),
         clip,
-        np.stack([body, body // 2]),
-        [1, 1],
+        TuningImages(np.stack([body, body // 2]), [1, 1], np.stack([body + spot]), spot[None] > 0, [1]),
         PromptTuning(steps=20, batch_size=4),
         lambda x: (x - 0.5) / 0.25,
         device=torch.device("cpu"),

@@ -24,8 +24,13 @@ def random_view(images: Tensor, side: int, generator: torch.Generator) -> Tensor
 
 
 def random_placement(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
-    """Random crop of 40 to 120 % of the area, rotation within 25 degrees, left-right mirror."""
-    count = images.shape[0]
+    """Random crop of 40 to 120 % of the area, rotation within 25 degrees, left-right mirror.
+
+    Shapes:
+        images: (B, C, H, W); channels that belong together, as an image and its mask, move together.
+        returns: (B, C, side, side).
+    """
+    count, channels = images.shape[:2]
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
@@ -42,7 +47,7 @@ def random_placement(images: Tensor, side: int, generator: torch.Generator) -> T
     matrix[:, 1, 1] = scale / aspect * angle.cos()
     matrix[:, 0, 2] = uniform(-1, 1) * room
     matrix[:, 1, 2] = uniform(-1, 1) * room
-    grid = F.affine_grid(matrix, [count, 3, side, side], align_corners=False)
+    grid = F.affine_grid(matrix, [count, channels, side, side], align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", align_corners=False)
 
 

@@ -37,9 +37,9 @@ from ..evaluation.metrics import best_f1_threshold
 from ..preprocess import PreprocessSpec, WindowRule
 from ..runtime import select_device
 from .captions import modality_family
-from .image_set import ImageRecord, pack, read_manifest
+from .image_set import ImageRecord, pack, read_manifest, read_square_mask
 from .model_card import model_card
-from .prompt_tuning import PromptTuning, tune_prompts
+from .prompt_tuning import PromptTuning, TuningImages, tune_prompts
 from .tower import CLIP_MEAN, CLIP_STD, TowerTraining, train_tower
 
 PACKED_SIDE = 256
@@ -131,7 +131,7 @@ def run(
         format=FORMAT,
         name="MedAnomalyCLIP default",
         version="1",
-        description="Compact CLIP with linear adapters and learned prompts, fitted to painted anomalies",
+        description="Compact CLIP, linear adapters and learned prompts, fitted to painted and real lesions",
         licence="Research use only: the terms of several training collections are research-only or unstated",
         detector=DETECTOR,
         preprocess=PREPROCESS,
@@ -155,15 +155,31 @@ def _tune(
     device: torch.device,
     work: Path,
 ) -> AnomalyDetector:
-    chosen = [i for i, record in enumerate(records) if can_be_painted(record)]
-    sets = [records[i].set for i in chosen]
-    weights = [sets.count(name) ** -0.5 for name in sets]
-    grey = np.stack([images[i].mean(axis=0).astype(np.uint8) for i in chosen])
+    normal = [i for i, record in enumerate(records) if can_be_painted(record)]
+    lesions = {i: record.mask for i, record in enumerate(records) if record.mask is not None}
+    learned_from = TuningImages(
+        normal=_grey(images, normal),
+        normal_odds=_odds([records[i] for i in normal]),
+        lesions=_grey(images, list(lesions)),
+        masks=np.stack([read_square_mask(mask, PACKED_SIDE) for mask in lesions.values()]),
+        lesion_odds=_odds([records[i] for i in lesions]),
+    )
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     with _Log(work / "prompts.csv", tuning.steps) as log:
         return tune_prompts(
-            DETECTOR, clip, grey, weights, tuning, lambda x: (x - mean) / std, device=device, on_step=log
+            DETECTOR, clip, learned_from, tuning, lambda x: (x - mean) / std, device=device, on_step=log
         )
+
+
+def _grey(images: np.ndarray, chosen: Sequence[int]) -> np.ndarray:
+    """(n, H, W) uint8 of packed colour images."""
+    return np.stack([images[i].mean(axis=0).astype(np.uint8) for i in chosen])
+
+
+def _odds(records: Sequence[ImageRecord]) -> list[float]:
+    """Relative odds of drawing each image: a collection counts with the square root of its size."""
+    sets = [record.set for record in records]
+    return [sets.count(record.set) ** -0.5 for record in records]
 
 
 def can_be_painted(record: ImageRecord) -> bool:

@@ -18,8 +18,7 @@ _INTRODUCTION = """\
 
 ## Intended use
 Pointing a researcher's eye at places of a slice that look unlike normal anatomy, in kinds of images like
-those below, and as the offline starting point of the software. It was never shown the outline of a real
-lesion: it learned from anomalies painted into normal images. It does not name what it sees, and a low score
+those below, and as the offline starting point of the software. It does not name what it sees, and a low score
 does not mean that an image is normal.
 
 ## Out of scope
@@ -29,8 +28,9 @@ Diagnosis, screening, triage, measurement of treatment. Kinds of images that are
 A vision transformer behind a convolution stem and a small text tower, from random weights: distillation of an
 ImageNet MobileNetV2 (the teacher, not shipped), and image-sentence matching with sentences made from what the
 sources say of each image. Then, with both towers frozen, one linear adapter for each tap and prompts behind
-learned vectors, fitted to anomalies painted into normal images (the scheme of MediCLIP, MICCAI 2024).
-Thresholds come from validation images. The test images below took no part in any choice.
+learned vectors (the parts of MediCLIP, MICCAI 2024), fitted to anomalies painted into normal images and to
+the outlined lesions of the training images. Thresholds come from validation images. The test images below
+took no part in fitting or in thresholds.
 
 Settings:
 

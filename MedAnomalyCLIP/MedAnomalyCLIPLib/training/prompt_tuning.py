@@ -1,6 +1,6 @@
-"""Fit adapters and prompts to normal images with lesions painted in, the tower frozen (MediCLIP's scheme).
+"""Fit adapters and prompts to lesions, the tower frozen: MediCLIP's scheme, and real lesions beside it.
 
-Normal images and a CLIP in, the weights of a detector out. Real lesions are never shown.
+Normal images, in which lesions are painted, images with outlined lesions, and a CLIP in; a detector out.
 """
 
 from __future__ import annotations
@@ -24,6 +24,25 @@ from .losses import map_loss
 ON_THE_BODY = SynthesisConfig(cut_paste=CutPaste(blend="either"), foreground_overlap=0.95)
 
 
+@dataclass(frozen=True, eq=False)
+class TuningImages:
+    """Grey images to learn from, all squares of one size.
+
+    Attributes:
+        normal: (M, H, W) uint8, without lesions.
+        normal_odds: (M,) relative odds of drawing each.
+        lesions: (L, H, W) uint8, each with an outlined lesion; may be empty.
+        masks: (L, H, W) bool, the outlines filled.
+        lesion_odds: (L,) relative odds of drawing each.
+    """
+
+    normal: np.ndarray
+    normal_odds: Sequence[float]
+    lesions: np.ndarray
+    masks: np.ndarray
+    lesion_odds: Sequence[float]
+
+
 @dataclass(frozen=True)
 class PromptTuning:
     """Numbers of the recipe.
@@ -33,14 +52,16 @@ class PromptTuning:
         batch_size: painted images per step.
         learning_rate: of Adam, constant, as published.
         prompt_length: learnable vectors in front of each phrase.
+        real_share: share of each batch that is images with outlined lesions; MediCLIP has none.
         synthesis: which lesions are painted.
         seed: of everything random.
     """
 
-    steps: int = 600
-    batch_size: int = 16
+    steps: int = 800
+    batch_size: int = 32
     learning_rate: float = 1e-3
     prompt_length: int = 8
+    real_share: float = 0.5
     synthesis: SynthesisConfig = ON_THE_BODY
     seed: int = 0
 
@@ -48,8 +69,7 @@ class PromptTuning:
 def tune_prompts(
     spec: DetectorSpec,
     clip: Any,
-    images: np.ndarray,
-    weights: Sequence[float],
+    images: TuningImages,
     tuning: PromptTuning,
     normalise: Callable[[Tensor], Tensor],
     *,
@@ -61,8 +81,7 @@ def tune_prompts(
     Args:
         spec: the detector.
         clip: both towers of its CLIP, trained.
-        images: (M, H, W) uint8 grey normal images.
-        weights: (M,) relative odds of drawing each image.
+        images: what to learn from.
         tuning: numbers of the recipe.
         normalise: turns (B, 3, S, S) in [0, 1] into what the tower expects.
         device: where to run.
@@ -80,9 +99,9 @@ def tune_prompts(
     prompts = CoOpPrompts(spec.tower, clip, length=tuning.prompt_length).to(device)
     trained = [*detector.adapters.parameters(), *prompts.parameters()]
     optimizer = torch.optim.Adam(trained, lr=tuning.learning_rate, betas=(0.5, 0.999))
-    painter = _Painter(images, weights, spec.tower.image_size, tuning)
+    batches = _Batches(images, spec.tower.image_size, tuning)
     for step in range(1, tuning.steps + 1):
-        pictures, masks = (t.to(device) for t in painter.draw(step))
+        pictures, masks = (t.to(device) for t in batches.draw(step))
         with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
             tokens = detector.tower(normalise(pictures))
         maps = detector.map_tokens(
@@ -99,26 +118,53 @@ def tune_prompts(
     return detector.cpu().eval()
 
 
-class _Painter:
-    """Batches of painted images that depend only on the seed and the step."""
+class _Batches:
+    """Batches that depend only on the seed and the step."""
 
-    def __init__(self, images: np.ndarray, weights: Sequence[float], side: int, tuning: PromptTuning) -> None:
+    def __init__(self, images: TuningImages, side: int, tuning: PromptTuning) -> None:
         self.images, self.side, self.tuning = images, side, tuning
         self.synthesizer = AnomalySynthesizer(tuning.synthesis)
-        self.odds = np.asarray(weights, float) / np.sum(weights)
+        self.real_count = round(tuning.real_share * tuning.batch_size) if len(images.lesions) else 0
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
         """Pictures (B, 3, S, S) in [0, 1] with three equal channels, and masks (B, S, S) bool."""
         rng = np.random.default_rng([self.tuning.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        chosen = rng.choice(len(self.images), 2 * self.tuning.batch_size, p=self.odds)
-        raw = torch.from_numpy(self.images[chosen]).float()[:, None].expand(-1, 3, -1, -1) / 255
+        painted, painted_masks = self._painted(step, rng, generator)
+        real, real_masks = self._real(rng, generator)
+        pictures = torch.cat([painted, real])[:, None].expand(-1, 3, -1, -1)
+        return random_appearance(pictures, generator), torch.cat([painted_masks, real_masks])
+
+    def _painted(
+        self, step: int, rng: np.random.Generator, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Normal images with lesions painted in, (n, S, S), and the masks of these."""
+        count = self.tuning.batch_size - self.real_count
+        chosen = rng.choice(len(self.images.normal), 2 * count, p=_shares(self.images.normal_odds))
+        raw = torch.from_numpy(self.images.normal[chosen]).float()[:, None] / 255
         placed = random_placement(raw, self.side, generator)[:, 0].numpy()
-        queries, support = placed[: len(placed) // 2], list(placed[len(placed) // 2 :])
+        queries, support = placed[:count], list(placed[count:])
         painted = [
             self.synthesizer(image, foreground(image), sample_generator(self.tuning.seed, step, i), support)
             for i, image in enumerate(queries)
         ]
-        pictures = torch.from_numpy(np.stack([p.image for p in painted]))[:, None].expand(-1, 3, -1, -1)
-        masks = torch.from_numpy(np.stack([p.mask for p in painted]))
-        return random_appearance(pictures, generator), masks
+        return (
+            torch.from_numpy(np.stack([p.image for p in painted])),
+            torch.from_numpy(np.stack([p.mask for p in painted])),
+        )
+
+    def _real(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images with real lesions, (n, S, S), and their outlines filled, moved together."""
+        if not self.real_count:
+            return torch.empty(0, self.side, self.side), torch.empty(
+                0, self.side, self.side, dtype=torch.bool
+            )
+        odds = _shares(self.images.lesion_odds)
+        chosen = rng.choice(len(self.images.lesions), self.real_count, p=odds)
+        pair = np.stack([self.images.lesions[chosen] / np.float32(255), self.images.masks[chosen]], axis=1)
+        placed = random_placement(torch.from_numpy(pair.astype(np.float32)), self.side, generator)
+        return placed[:, 0], placed[:, 1] > 0.5
+
+
+def _shares(odds: Sequence[float]) -> np.ndarray:
+    return np.asarray(odds, float) / np.sum(odds)
