@@ -57,7 +57,7 @@ class PromptTuning:
         seed: of everything random.
     """
 
-    steps: int = 800
+    steps: int = 500
     batch_size: int = 32
     learning_rate: float = 1e-3
     prompt_length: int = 8

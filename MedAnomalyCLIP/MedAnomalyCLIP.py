@@ -1,0 +1,643 @@
+"""The module as Slicer loads it: metadata, panel, logic for panel and console, self-test.
+
+Nothing beyond Slicer itself is imported before it is used, so the module loads in a Slicer without PyTorch.
+"""
+
+import importlib.util
+import re
+import sys
+import unittest
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import qt
+import slicer
+import vtk
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode
+from slicer.i18n import tr as _
+from slicer.i18n import translate
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+from slicer.ScriptedLoadableModule import *
+from slicer.util import VTKObservationMixin
+
+from MedAnomalyCLIPLib.errors import Cancelled, DependencyMissing, InvalidRequest, MedAnomalyCLIPError
+
+# How the packages of requirements.txt are called when imported, where that differs from their name.
+IMPORT_NAMES = {"open_clip_torch": "open_clip", "scikit-image": "skimage"}
+
+POLL_INTERVAL_MS = 50
+PLANE_LABEL_DELAY_MS = 150
+
+
+class MedAnomalyCLIP(ScriptedLoadableModule):
+    """What Slicer shows about the module."""
+
+    def __init__(self, parent):
+        ScriptedLoadableModule.__init__(self, parent)
+        self.parent.title = _("MedAnomalyCLIP")
+        self.parent.categories = [translate("qSlicerAbstractCoreModule", "Segmentation")]
+        self.parent.dependencies = []
+        self.parent.contributors = ["The MedAnomalyCLIP developers"]
+        self.parent.helpText = _(
+            "Looks for abnormalities in the slice that a view shows, and returns an anomaly score, a heat map"
+            " over that slice, and a segment. Choose a volume, move a slice view to the slice in question and"
+            " click Detect. Works on aligned and tilted views and on transformed volumes."
+            "<p>Research use only. A candidate, not a diagnosis.</p>"
+        )
+        self.parent.acknowledgementText = _(
+            "The detectors follow MVFA (Huang et al., CVPR 2024) and MediCLIP (Zhang et al., MICCAI 2024)."
+            " Built on MONAI, PyTorch and OpenCLIP."
+        )
+
+
+@parameterNodeWrapper
+class MedAnomalyCLIPParameterNode:
+    """What the panel remembers, also in a saved scene.
+
+    Attributes:
+        inputVolume: the image to look at.
+        viewName: layout name of the slice view; empty for the one last touched.
+        threshold: map value from which a pixel counts as anomalous.
+        thresholdChosen: whether the reader set the threshold; until then it is the detector's own.
+        opacity: of the map over the image.
+    """
+
+    # Slicer's wrapper knows typing.Union only, and wants None in a union of nodes.
+    inputVolume: Union[vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, None]  # noqa: UP007
+    viewName: str = ""
+    threshold: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
+    thresholdChosen: bool = False
+    opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
+
+
+class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
+    """The panel. What it shows is in the parameter node, the logic and the scene, but for the last result."""
+
+    def __init__(self, parent=None):
+        ScriptedLoadableModuleWidget.__init__(self, parent)
+        VTKObservationMixin.__init__(self)
+        self.logic = None
+        self._parameterNode = None
+        self._parameterNodeGuiTag = None
+        self._result = None
+
+    # Lifecycle
+
+    def setup(self):
+        from MedAnomalyCLIPLib.scene_views import ViewWatcher
+
+        ScriptedLoadableModuleWidget.setup(self)
+        uiWidget = slicer.util.loadUI(self.resourcePath("UI/MedAnomalyCLIP.ui"))
+        self.layout.addWidget(uiWidget)
+        self.ui = slicer.util.childWidgetVariables(uiWidget)
+        uiWidget.setMRMLScene(slicer.mrmlScene)
+        self.logic = MedAnomalyCLIPLogic()
+
+        self.ui.detectButton.toolTip = _("Detect on the plane that the view shows now (Ctrl+Return)")
+        self.ui.messageLabel.hide()
+        self.ui.detectButton.connect("clicked(bool)", self.onDetectButton)
+        self.ui.restoreButton.connect("clicked(bool)", self.onRestoreButton)
+        self.ui.viewSelector.connect("currentIndexChanged(int)", self.onViewChosen)
+        self._shortcut = qt.QShortcut(self.parent)
+        self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
+        self._shortcut.connect("activated()", self.onDetectButton)
+
+        self._pollTimer = qt.QTimer()
+        self._pollTimer.interval = POLL_INTERVAL_MS
+        self._pollTimer.connect("timeout()", self.onPoll)
+        self._planeTimer = qt.QTimer()
+        self._planeTimer.interval = PLANE_LABEL_DELAY_MS
+        self._planeTimer.singleShot = True
+        self._planeTimer.connect("timeout()", self.updatePlaneLabel)
+
+        self._views = ViewWatcher(self.updateViews)
+        scene = slicer.mrmlScene
+        self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
+        self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
+        self.addObserver(scene, scene.NodeRemovedEvent, self.onNodeRemoved)
+        self.initializeParameterNode()
+
+    def enter(self):
+        self.initializeParameterNode()
+
+    def exit(self):
+        self.setParameterNode(None)
+
+    def cleanup(self):
+        self._pollTimer.stop()
+        self.setParameterNode(None)
+        self.removeObservers()
+        self.logic.close()
+
+    def onReload(self):
+        """The developer's Reload button reads the library anew too, not only this file."""
+        for name in [name for name in sys.modules if name.split(".")[0] == "MedAnomalyCLIPLib"]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
+
+    def onSceneStartClose(self, caller, event):
+        if self.logic.isRunning():
+            self.stopRun(_("The scene was closed while the detector ran; the result was dropped."))
+        self.logic.forgetResults()
+        self.setParameterNode(None)
+        self._result = None
+        self.showResult()
+
+    def onSceneEndClose(self, caller, event):
+        if self.parent.isEntered:
+            self.initializeParameterNode()
+
+    def onNodeRemoved(self, caller, event):
+        if not slicer.mrmlScene.IsBatchProcessing():
+            self.updateButtons()
+
+    # Parameters and views
+
+    def initializeParameterNode(self):
+        self.setParameterNode(self.logic.getParameterNode())
+        if self._parameterNode.inputVolume is None:
+            self._parameterNode.inputVolume = self.logic.volumeInViews()
+
+    def setParameterNode(self, node):
+        if self._parameterNode is not None:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self.removeObservers(self.onParameters)
+            self._views.stop()
+            self._planeTimer.stop()
+        self._parameterNode = node
+        if node is not None:
+            self.logic.threshold = node.threshold
+            # Widgets of the .ui file name their parameter in the dynamic property SlicerParameterName.
+            self._parameterNodeGuiTag = node.connectGui(self.ui)
+            self.addObserver(node.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
+            self._views.start()
+            self.updateViews()
+        self.updateButtons()
+
+    def onParameters(self, caller, event):
+        """Volume, threshold or opacity changed, by the reader or by a script."""
+        if self._parameterNode is None:
+            return
+        if abs(self._parameterNode.threshold - self.logic.threshold) > 1e-6:
+            self._parameterNode.thresholdChosen = True
+            self.logic.setThreshold(self._parameterNode.threshold)
+        self.logic.setOpacity(self._parameterNode.opacity)
+        self.updateButtons()
+        self._planeTimer.start()
+
+    def updateViews(self):
+        """A view came, went or moved: update the selector and, a moment later, the plane's words."""
+        names = self.logic.viewNames()
+        selector = self.ui.viewSelector
+        selector.blockSignals(True)
+        if names != tuple(selector.itemData(index) for index in range(1, selector.count)):
+            selector.clear()
+            selector.addItem("", "")
+            for name in names:
+                selector.addItem(name, name)
+        selector.setItemText(0, _("Last touched ({view})").format(view=self._views.touched or _("none")))
+        selector.setCurrentIndex(max(selector.findData(self._parameterNode.viewName), 0))
+        selector.blockSignals(False)
+        self._planeTimer.start()
+
+    def onViewChosen(self, index):
+        if self._parameterNode is not None:
+            self._parameterNode.viewName = self.ui.viewSelector.itemData(index) or ""
+
+    def currentViewName(self):
+        """Layout name of the chosen view, or of the one last touched."""
+        return self._parameterNode.viewName or self._views.touched
+
+    def updatePlaneLabel(self):
+        if self._parameterNode is None:
+            return
+        volume = self._parameterNode.inputVolume
+        text = ""
+        if volume is not None:
+            try:
+                text = self.logic.describePlane(volume, self.currentViewName())
+            except MedAnomalyCLIPError as error:
+                text = str(error)
+        self.ui.planeLabel.text = text
+
+    # Detection
+
+    def onDetectButton(self):
+        if self.logic.isRunning():
+            self.stopRun(_("Cancelled."))
+        elif self.ui.detectButton.enabled:
+            self.startRun()
+
+    def startRun(self):
+        parameters = self._parameterNode
+        self.showMessage("")
+        try:
+            self.logic.startDetection(
+                parameters.inputVolume,
+                self.currentViewName(),
+                threshold=parameters.threshold if parameters.thresholdChosen else None,
+                opacity=parameters.opacity,
+                onDone=self.onDone,
+            )
+        except MedAnomalyCLIPError as error:
+            self.showMessage(str(error))
+            return
+        self.ui.scoreLabel.text = _("Detecting…")
+        self.ui.resultLabel.text = ""
+        self._pollTimer.start()
+        self.updateButtons()
+
+    def stopRun(self, message):
+        self.logic.cancel()
+        self.showMessage(message)
+        self.onRunEnded()
+
+    def onPoll(self):
+        running = False
+        try:
+            with slicer.util.tryWithErrorDisplay(_("Detection failed.")):
+                running = self.logic.poll()
+        finally:
+            if not running:
+                self.onRunEnded()
+
+    def onDone(self, detection, error):
+        """There is a detection, or an error that the reader can mend."""
+        if error is not None:
+            self.showMessage(str(error))
+            return
+        self._result = detection.result
+        # Both sliders may have been moved while the detector ran, or another module may be shown by now.
+        parameters = self._parameterNode or self.logic.getParameterNode()
+        if parameters.thresholdChosen:
+            self.logic.setThreshold(parameters.threshold)
+        else:
+            parameters.threshold = float(detection.result.threshold)
+        self.logic.setOpacity(parameters.opacity)
+
+    def onRunEnded(self):
+        self._pollTimer.stop()
+        self.showResult()
+        self.updateButtons()
+
+    def onRestoreButton(self):
+        self.logic.restoreForegrounds()
+        self.updateButtons()
+
+    # What the panel says
+
+    def showResult(self):
+        result = self._result
+        if result is None:
+            self.ui.scoreLabel.text = _("No result yet")
+            self.ui.resultLabel.text = ""
+            return
+        self.ui.scoreLabel.text = _("Score {score:.2f}").format(score=result.score)
+        lines = [result.plane.description]
+        if result.percentile is not None:
+            # Rounded down: "100 %" would say that no normal image scores as high.
+            share = _("Higher than {share} % of the detector's normal reference images")
+            lines.append(share.format(share=int(result.percentile)))
+        lines.append(_("A candidate, not a diagnosis"))
+        self.ui.resultLabel.text = "\n".join(line for line in lines if line)
+
+    def showMessage(self, text):
+        self.ui.messageLabel.text = text
+        self.ui.messageLabel.setVisible(bool(text))
+
+    def updateButtons(self):
+        running = self.logic.isRunning()
+        ready = self._parameterNode is not None and self._parameterNode.inputVolume is not None
+        self.ui.detectButton.text = _("Cancel") if running else _("Detect")
+        self.ui.detectButton.enabled = running or ready
+        self.ui.restoreButton.enabled = self.logic.hasOverlay()
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A result and the nodes that hold it.
+
+    Attributes:
+        result: MedAnomalyCLIPLib.result.AnomalyResult: score, map, mask, plane.
+        mapNode: volume node of the map.
+        segmentationNode, segmentId: the mask; None when nothing reached the threshold.
+    """
+
+    result: Any
+    mapNode: Any
+    segmentationNode: Any = None
+    segmentId: str | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A detection on its way."""
+
+    volumeNode: Any
+    viewName: str
+    opacity: float
+    future: Future
+    onDone: Callable[[Detection | None, MedAnomalyCLIPError | None], None] | None = None
+
+
+class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
+    """Detection in a scene, for the panel and for scripts; needs no window.
+
+    The detector runs on one worker thread that lives as long as the logic. Planes are cut and nodes are
+    written on the thread that calls, which has to be Slicer's main thread.
+
+    Example:
+        logic = MedAnomalyCLIPLogic()
+        detection = logic.detect(volumeNode, "Red")
+        print(detection.result.score)
+
+    Attributes:
+        detectorFactory: makes the detector at first use, on the worker thread.
+        threshold: the one last used or set.
+    """
+
+    def __init__(self):
+        ScriptedLoadableModuleLogic.__init__(self)
+        self.detectorFactory = loadBundledDetector
+        self.threshold = 0.5
+        self._detector = None
+        self._worker = None
+        self._run = None
+        self._detections = {}  # map node ID: (Detection, volume node)
+
+    def getParameterNode(self):
+        return MedAnomalyCLIPParameterNode(super().getParameterNode())
+
+    # Detecting
+
+    def detect(self, volumeNode, viewName="", *, plane=None, threshold=None, opacity=0.5):
+        """Detect on one plane, wait, and write the result to the scene.
+
+        Args:
+            volumeNode: scalar or colour volume.
+            viewName: slice view to take the plane from and to show the map in; empty to show it nowhere.
+            plane: MedAnomalyCLIPLib.geometry.SlicePlane to use instead of the view's.
+            threshold: map value from which a pixel counts; None for the detector's own.
+            opacity: of the map over the image.
+
+        Returns:
+            Detection
+
+        Raises:
+            MedAnomalyCLIPError: the message says what is wrong and what to do.
+        """
+        run = self._start(volumeNode, viewName, plane, threshold, opacity)
+        return self._deliver(run)
+
+    def startDetection(self, volumeNode, viewName, *, threshold=None, opacity=0.5, onDone=None):
+        """As `detect`, without waiting; call `poll` from time to time. The plane is that of this moment.
+
+        Args:
+            onDone: called by `poll` with a Detection and None, or with None and a MedAnomalyCLIPError.
+
+        Raises:
+            InvalidRequest: another detection is on its way.
+        """
+        if self._run is not None:
+            raise InvalidRequest(_("A detection is running; wait for it or cancel it"))
+        self._run = self._start(volumeNode, viewName, None, threshold, opacity, onDone)
+
+    def poll(self):
+        """Write the result if it is there; whether the run goes on."""
+        run = self._run
+        if run is None or not run.future.done():
+            return run is not None
+        self._run = None
+        detection, error = None, None
+        try:
+            detection = self._deliver(run)
+        except MedAnomalyCLIPError as caught:
+            error = caught
+        if run.onDone is not None:
+            run.onDone(detection, error)
+        return self._run is not None
+
+    def isRunning(self):
+        return self._run is not None
+
+    def cancel(self):
+        """Drop the run's result. A slice that the worker has begun is finished there, and then forgotten."""
+        if self._run is not None:
+            self._run.future.cancel()
+            self._run = None
+
+    def close(self):
+        """Let go of worker and detector; nothing is written to the scene any more."""
+        self.cancel()
+        if self._worker is not None:
+            self._worker.shutdown(wait=False, cancel_futures=True)
+        self._worker = self._detector = None
+        self._detections.clear()
+
+    def _start(self, volumeNode, viewName, plane, threshold, opacity, onDone=None):
+        from MedAnomalyCLIPLib import scene
+
+        if plane is None:
+            plane = scene.plane_in_view(volumeNode, viewName)
+        if self._worker is None:
+            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="MedAnomalyCLIP")
+        future = self._worker.submit(self._runDetector, self.detectorFactory, plane, threshold)
+        return _Run(volumeNode, viewName, opacity, future, onDone)
+
+    def _runDetector(self, factory, plane, threshold):
+        """On the worker thread."""
+        if self._detector is None or self._detector[0] is not factory:
+            self._detector = factory, factory()
+        return self._detector[1].detect(plane, threshold=threshold)
+
+    def _deliver(self, run):
+        """Wait for a run and write its result to the scene."""
+        from MedAnomalyCLIPLib import scene, scene_segments
+
+        result = run.future.result()
+        if not slicer.mrmlScene.IsNodePresent(run.volumeNode):
+            raise Cancelled(_("The volume was deleted while the detector ran; the result was dropped."))
+        with slicer.util.RenderBlocker():
+            mapNode = scene.write_map(result, run.volumeNode, run.viewName)
+            if run.viewName:
+                scene.show_map(mapNode, run.viewName, run.opacity)
+            segmentationNode, segmentId = scene_segments.write_segment(result, run.volumeNode) or (None, None)
+        detection = Detection(result, mapNode, segmentationNode, segmentId)
+        self._detections[mapNode.GetID()] = detection, run.volumeNode
+        self.threshold = result.threshold
+        return detection
+
+    # What is shown
+
+    def setThreshold(self, threshold):
+        """Change the threshold of all maps shown, and of their segments; nothing is detected again."""
+        from MedAnomalyCLIPLib import scene, scene_segments
+
+        self.threshold = threshold
+        for mapNode in self._shownMaps():
+            scene.set_map_threshold(mapNode, threshold)
+            detection, volumeNode = self._detections.get(mapNode.GetID(), (None, None))
+            if detection is not None and slicer.mrmlScene.IsNodePresent(volumeNode):
+                scene_segments.write_segment(replace(detection.result, threshold=threshold), volumeNode)
+
+    def setOpacity(self, opacity):
+        """Change the opacity of the maps in all views; other foregrounds are left alone."""
+        from MedAnomalyCLIPLib import scene
+
+        for viewName in self.viewNames():
+            scene.set_overlay_opacity(viewName, opacity)
+
+    def restoreForegrounds(self):
+        """Put back what the views showed before their maps."""
+        from MedAnomalyCLIPLib import scene
+
+        for viewName in self.viewNames():
+            scene.restore_foreground(viewName)
+
+    def hasOverlay(self):
+        return bool(self._shownMaps())
+
+    def forgetResults(self):
+        """For a scene that is closed: its nodes are gone, and others may get their IDs."""
+        self._detections.clear()
+
+    def _shownMaps(self):
+        from MedAnomalyCLIPLib import scene
+
+        maps = [scene.shown_map(viewName) for viewName in self.viewNames()]
+        return list({node.GetID(): node for node in maps if node is not None}.values())
+
+    # What there is to look at
+
+    def viewNames(self):
+        """Layout names of the slice views."""
+        from MedAnomalyCLIPLib import scene_views
+
+        return scene_views.slice_view_names()
+
+    def volumeInViews(self):
+        """A volume to start with: the first in a slice view's background, None if there is none."""
+        from MedAnomalyCLIPLib.scene_views import slice_logic
+
+        # Not from the view's logic, which still holds the volumes of a scene that was just closed.
+        shown = (
+            slice_logic(name).GetSliceCompositeNode().GetBackgroundVolumeID() for name in self.viewNames()
+        )
+        nodes = (slicer.mrmlScene.GetNodeByID(volumeID) for volumeID in shown if volumeID)
+        return next((node for node in nodes if node is not None), None)
+
+    def describePlane(self, volumeNode, viewName):
+        """The plane of a view in words."""
+        from MedAnomalyCLIPLib import scene
+
+        text = scene.plane_in_view(volumeNode, viewName).description
+        if not scene.is_shown(volumeNode, viewName):
+            text += _(" (the view does not show this volume)")
+        return text
+
+
+def missingPackages():
+    """Requirements of this module, as pip names them, that cannot be imported."""
+    text = (Path(__file__).parent / "Resources" / "requirements.txt").read_text(encoding="utf-8")
+    requirements = [line.strip() for line in text.splitlines() if line.strip()]
+    return [line for line in requirements if importlib.util.find_spec(_importName(line)) is None]
+
+
+def _importName(requirement):
+    name = re.match(r"[A-Za-z0-9._-]+", requirement).group()
+    return IMPORT_NAMES.get(name, name)
+
+
+def loadBundledDetector():
+    """The detector that ships with the module."""
+    missing = missingPackages()
+    if missing:
+        others = [requirement for requirement in missing if not requirement.startswith("torch")]
+        steps = []
+        if len(others) < len(missing):
+            steps.append(_("Install the extension PyTorch, restart Slicer, and install torch in its module."))
+        if others:
+            steps.append(
+                _("In the Python console: slicer.util.pip_install({packages})").format(packages=others)
+            )
+        raise DependencyMissing(
+            _("Python packages are missing: {names}.\n{steps}").format(
+                names=", ".join(missing), steps="\n".join(steps)
+            )
+        )
+    from MedAnomalyCLIPLib.detection import SliceDetector
+
+    return SliceDetector.load()
+
+
+class MedAnomalyCLIPTest(ScriptedLoadableModuleTest):
+    """Runs inside Slicer, with or without views, without any download."""
+
+    def setUp(self):
+        slicer.mrmlScene.Clear()
+        self.logic = MedAnomalyCLIPLogic()
+
+    def tearDown(self):
+        self.logic.close()
+
+    def runTest(self):
+        for name in (name for name in dir(self) if name.startswith("test_")):
+            self.delayDisplay(name)
+            self.setUp()
+            try:
+                getattr(self, name)()
+            except unittest.SkipTest as reason:
+                self.delayDisplay(str(reason))
+            finally:
+                self.tearDown()
+
+    def test_bright_spot_becomes_map_and_segment(self):
+        """A stand-in for the detector: what is bright is anomalous."""
+        self.logic.detectorFactory = _BrightnessDetector
+        volumeNode = self._addVolume()
+        detection = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode))
+        self.assertEqual(detection.result.mask.sum(), 16)
+        self.assertEqual(slicer.util.arrayFromVolume(detection.mapNode).shape, (1, 30, 20))
+        mask = slicer.util.arrayFromSegmentBinaryLabelmap(
+            detection.segmentationNode, detection.segmentId, volumeNode
+        )
+        self.assertEqual([mask.sum(), mask[5, 10:14, 8:12].sum()], [16, 16])
+
+    def test_bundled_detector(self):
+        """The real detector, where its packages are installed."""
+        if missingPackages():
+            self.skipTest("not installed: {}".format(", ".join(missingPackages())))
+        volumeNode = self._addVolume()
+        result = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode)).result
+        self.assertEqual(result.map.shape, result.plane.shape)
+        self.assertTrue(0 <= result.map.min() <= result.map.max() <= 1)
+        self.assertTrue(0 <= result.score <= 1)
+
+    def _addVolume(self):
+        import numpy as np
+
+        voxels = np.full((9, 30, 20), 100, dtype=np.int16)
+        voxels[5, 10:14, 8:12] = 900
+        return slicer.util.addVolumeFromArray(voxels, np.diag([-1.0, -1.0, 2.0, 1.0]), "Test volume")
+
+    def _planeThroughSpot(self, volumeNode):
+        from MedAnomalyCLIPLib.geometry import cut_slice
+        from MedAnomalyCLIPLib.scene import volume_from_node
+
+        return cut_slice(volume_from_node(volumeNode), 2, 5)
+
+
+class _BrightnessDetector:
+    """Stands in for the detector in the self-test."""
+
+    def detect(self, plane, *, threshold=None):
+        import numpy as np
+
+        from MedAnomalyCLIPLib.result import AnomalyResult, Provenance
+
+        values = np.clip(plane.pixels / 1000, 0, 1).astype(np.float32)
+        provenance = Provenance("brightness", "0", "", "", "cpu", "float32")
+        return AnomalyResult(plane, float(values.max()), values, threshold or 0.5, provenance)

@@ -1,0 +1,115 @@
+"""What can be read off the module's files, and what they load."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from MedAnomalyCLIPLib.result import RESEARCH_USE_ONLY
+
+ROOT = Path(__file__).parents[2]
+MODULE = ROOT / "MedAnomalyCLIP" / "MedAnomalyCLIP.py"
+HEAVY = ("torch", "torchvision", "monai", "open_clip", "SimpleITK", "skimage", "pydicom", "scipy")
+
+
+def test_the_module_says_what_it_is(hosted_module):
+    metadata = hosted_module.metadata
+    assert metadata.title == "MedAnomalyCLIP"
+    assert metadata.categories == ["Segmentation"]
+    assert RESEARCH_USE_ONLY in metadata.helpText
+    assert metadata.contributors and metadata.acknowledgementText
+
+
+@pytest.mark.parametrize(
+    "path", ["MedAnomalyCLIP/Resources/Icons/MedAnomalyCLIP.png", "Resources/MedAnomalyCLIP.png"]
+)
+def test_icons_are_png_of_128_by_128(path):
+    head = (ROOT / path).read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [int.from_bytes(head[i : i + 4], "big") for i in (16, 20)] == [128, 128]
+
+
+def test_translated_strings_are_literals():
+    """lupdate cannot read an f-string, and a formatted one is never found in the dictionary."""
+    calls = [
+        node
+        for node in ast.walk(ast.parse(MODULE.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_"
+    ]
+    assert calls
+    assert all(isinstance(call.args[0], ast.Constant) for call in calls)
+
+
+def test_only_scene_files_of_the_library_import_slicer():
+    library = ROOT / "MedAnomalyCLIP" / "MedAnomalyCLIPLib"
+    importing = {
+        path.name
+        for path in library.rglob("*.py")
+        if re.search(
+            r"^\s*(import|from) (slicer|qt|ctk|vtk)\b", path.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert importing == {"scene.py", "scene_segments.py", "scene_views.py"}
+
+
+def test_the_names_of_requirements_are_those_that_can_be_imported(hosted_module, monkeypatch):
+    assert hosted_module.code.missingPackages() == []
+    asked = []
+    monkeypatch.setattr(hosted_module.code.importlib.util, "find_spec", asked.append)
+    assert len(hosted_module.code.missingPackages()) == len(asked) == 7
+    assert {"torch", "monai", "open_clip", "skimage", "SimpleITK"} <= set(asked)
+
+
+def test_without_the_packages_the_module_loads_and_says_what_is_missing(slicer_application):
+    """In a process of its own, in which they cannot be imported."""
+    program = f"""
+        import importlib.abc, sys, time
+        sys.path[:0] = [{str(ROOT / "Testing")!r}, {str(ROOT / "MedAnomalyCLIP")!r}]
+
+        class Missing(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in {HEAVY[:-1]!r}:
+                    raise ModuleNotFoundError(name)
+
+        from pathlib import Path
+        from harness import application
+        application.start()
+        before = set(sys.modules)
+        from harness.scripted_module import HostedModule
+        hosted = HostedModule(Path({str(MODULE)!r}))
+        loaded = {{name.split(".")[0] for name in set(sys.modules) - before}}
+        print("loaded", sorted(loaded & set({HEAVY!r})))
+
+        panel = hosted.make_panel()
+        import numpy, slicer
+        hosted.code.importlib.util.find_spec = lambda name: None
+        from harness.slice_views import slice_views
+        sys.meta_path.insert(0, Missing())
+        node = slicer.util.addVolumeFromArray(numpy.ones((3, 5, 4), dtype="int16"))
+        slice_views()["Red"].show(node)
+        panel.ui.detectButton.click()
+        from harness.pythonqt import application as qt_application
+        end = time.monotonic() + 20
+        while panel.logic.isRunning() and time.monotonic() < end:
+            qt_application.processEvents()
+        print("says", panel.ui.messageLabel.text.splitlines()[0])
+        panel.cleanup()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded, says = done.stdout.splitlines()[-2:]
+    assert loaded == "loaded []"
+    assert says.startswith("says Python packages are missing: monai")
+    assert "torch>=" in says

@@ -1,0 +1,217 @@
+"""The logic as a script uses it: no panel, no window."""
+
+from __future__ import annotations
+
+import unittest
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from MedAnomalyCLIPLib.errors import Cancelled, InvalidRequest, UnsupportedImage
+
+
+@pytest.fixture
+def logic(hosted_module, views, detector):
+    logic = hosted_module.code.MedAnomalyCLIPLogic()
+    logic.detectorFactory = lambda: detector
+    yield logic
+    detector.gate.set()
+    logic.close()
+
+
+def finish(logic, wait):
+    wait(lambda: not logic.poll())
+
+
+def test_detecting_on_a_view_shows_the_map_there(logic, head, views):
+    detection = logic.detect(head, "Green")
+    assert views["Green"].composite.GetForegroundVolumeID() == detection.mapNode.GetID()
+    assert views["Red"].composite.GetForegroundVolumeID() is None
+
+
+def test_a_plane_of_ones_own_needs_no_view(logic, head, views):
+    from MedAnomalyCLIPLib.geometry import cut_slice
+    from MedAnomalyCLIPLib.scene import volume_from_node
+
+    plane = cut_slice(volume_from_node(head), 2, 13)
+    detection = logic.detect(head, plane=plane)
+    assert detection.result.plane is plane
+    assert detection.segmentationNode.GetSegmentation().GetSegment(detection.segmentId)
+    assert all(view.composite.GetForegroundVolumeID() is None for view in views.values())
+
+
+def test_a_colour_volume_is_detected_on(logic, head, views):
+    import slicer
+
+    from harness.phantom import add_volume, axial_matrix
+
+    grey = slicer.util.arrayFromVolume(head) // 4
+    colour = np.stack([grey, grey // 2, grey // 3], axis=-1).astype(np.uint8)
+    node = add_volume(colour, axial_matrix(grey.shape), "Colour")
+    detection = logic.detect(node, "Red", threshold=0.05)
+    assert detection.result.plane.pixels.shape[-1] == 3
+    assert detection.segmentationNode is not None
+
+
+def test_nothing_found_gives_a_map_and_no_segment(logic, head):
+    detection = logic.detect(head, "Red", threshold=1.0)
+    assert detection.mapNode is not None
+    assert detection.segmentationNode is None
+
+
+def test_neither_view_nor_plane_is_refused(logic, head):
+    with pytest.raises(InvalidRequest, match="slice view"):
+        logic.detect(head)
+
+
+def test_no_volume_is_refused(logic):
+    with pytest.raises(UnsupportedImage, match="choose one"):
+        logic.detect(None, "Red")
+
+
+def test_the_detector_is_made_once(logic, head, detector):
+    made = []
+    logic.detectorFactory = lambda: made.append(1) or detector
+    logic.detect(head, "Red")
+    logic.detect(head, "Green")
+    assert made == [1]
+
+
+def test_a_factory_that_failed_is_asked_again(logic, head, detector):
+    attempts = []
+
+    def factory():
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise UnsupportedImage("not yet")
+        return detector
+
+    logic.detectorFactory = factory
+    with pytest.raises(UnsupportedImage):
+        logic.detect(head, "Red")
+    logic.detect(head, "Red")
+    assert len(attempts) == 2
+
+
+def test_starting_returns_before_the_result_is_there(logic, head, detector, wait):
+    detections = []
+    detector.gate.clear()
+    logic.startDetection(head, "Red", onDone=lambda detection, error: detections.append((detection, error)))
+    assert logic.isRunning()
+    assert logic.poll()
+    assert not detections
+    detector.gate.set()
+    finish(logic, wait)
+    (detection, error) = detections[0]
+    assert detection.result.score > 0.8
+    assert error is None
+
+
+def test_a_second_start_is_refused(logic, head, detector):
+    detector.gate.clear()
+    logic.startDetection(head, "Red")
+    with pytest.raises(InvalidRequest, match="running"):
+        logic.startDetection(head, "Green")
+
+
+def test_an_error_on_the_worker_reaches_the_callback(logic, head, detector, wait):
+    errors = []
+
+    def refuse(*_, **__):
+        raise UnsupportedImage("no")
+
+    detector.detect = refuse
+    logic.startDetection(head, "Red", onDone=lambda detection, error: errors.append(error))
+    finish(logic, wait)
+    assert isinstance(errors[0], UnsupportedImage)
+
+
+def test_a_callback_may_start_the_next_detection(logic, head, wait):
+    done = []
+
+    def next_one(detection, error):
+        done.append(detection)
+        if len(done) == 1:
+            logic.startDetection(head, "Green", onDone=next_one)
+
+    logic.startDetection(head, "Red", onDone=next_one)
+    finish(logic, wait)
+    assert len(done) == 2
+
+
+def test_a_volume_deleted_meanwhile_is_told_as_cancelled(logic, head, detector, wait):
+    import slicer
+
+    errors = []
+    detector.gate.clear()
+    logic.startDetection(head, "Red", onDone=lambda detection, error: errors.append(error))
+    slicer.mrmlScene.RemoveNode(head)
+    detector.gate.set()
+    finish(logic, wait)
+    assert isinstance(errors[0], Cancelled)
+
+
+def test_a_closed_logic_writes_nothing_and_can_start_again(logic, head, detector, wait):
+    import slicer
+
+    detector.gate.clear()
+    logic.startDetection(head, "Red")
+    wait(lambda: bool(detector.threads))
+    logic.close()
+    detector.gate.set()
+    assert not logic.poll()
+    assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert logic.detect(head, "Red").result.score > 0.8
+
+
+def test_the_threshold_moves_the_segments_of_all_shown_maps(logic, head, views):
+    red, green = logic.detect(head, "Red"), logic.detect(head, "Green")
+    assert red.segmentId == green.segmentId
+
+    def voxels():
+        import slicer
+
+        node, segment_id = red.segmentationNode, red.segmentId
+        return int(slicer.util.arrayFromSegmentBinaryLabelmap(node, segment_id, head).sum())
+
+    before = voxels()
+    logic.setThreshold(0.5)
+    bright = [(r.result.map >= 0.5).sum() for r in (red, green)]
+    assert before < voxels() <= sum(bright)
+    assert voxels() > max(bright)
+
+
+def test_the_score_of_a_warped_volume_is_that_of_the_plane_seen(logic, head, views):
+    """Bent out of the way, the bright spot is no longer in the slice."""
+    from harness.phantom import add_linear_transform, translation
+
+    head.SetAndObserveTransformNodeID(add_linear_transform(translation(0, 0, 60)).GetID())
+    assert logic.detect(head, "Red").result.score < 0.8
+
+
+BUNDLE = Path(__file__).parents[2] / "MedAnomalyCLIP" / "Resources" / "Models" / "default" / "bundle.json"
+needs_the_bundled_detector = pytest.mark.skipif(not BUNDLE.is_file(), reason="no bundled detector here")
+
+
+@needs_the_bundled_detector
+def test_the_modules_own_test_class_passes(hosted_module, slicer_scene):
+    case = hosted_module.code.MedAnomalyCLIPTest
+    suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
+    result = unittest.TestResult()
+    suite.run(result)
+    assert result.testsRun == 2
+    assert not result.errors + result.failures
+
+
+@needs_the_bundled_detector
+def test_the_bundled_detector_detects_in_the_scene(hosted_module, head, views):
+    logic = hosted_module.code.MedAnomalyCLIPLogic()
+    detection = logic.detect(head, "Red", threshold=0.0)
+    logic.close()
+    assert 0 <= detection.result.score <= 1
+    import slicer
+
+    shown = slicer.util.arrayFromVolume(detection.mapNode)[0]
+    np.testing.assert_array_equal(shown, detection.result.map)
+    assert detection.mapNode.GetAttribute("MedAnomalyCLIP.BundleSHA256")

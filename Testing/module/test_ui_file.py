@@ -1,0 +1,54 @@
+"""What can be read off the panel's .ui file, and the harness would not notice."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from MedAnomalyCLIPLib.result import RESEARCH_USE_ONLY
+
+PANEL = Path(__file__).parents[2] / "MedAnomalyCLIP" / "Resources" / "UI" / "MedAnomalyCLIP.ui"
+
+
+@pytest.fixture(scope="module")
+def panel_xml():
+    return ElementTree.parse(PANEL).getroot()
+
+
+def test_every_mrml_widget_is_given_the_scene(panel_xml):
+    """In Slicer a node selector without this connection stays empty; the harness would not notice."""
+    outermost = panel_xml.find("widget").get("name")
+    wanted = {
+        (outermost, "mrmlSceneChanged(vtkMRMLScene*)", w.get("name"), "setMRMLScene(vtkMRMLScene*)")
+        for w in panel_xml.find("widget").iter("widget")
+        if w.get("class").startswith("qMRML") and w.get("name") != outermost
+    }
+    made = {
+        tuple(c.findtext(key) for key in ("sender", "signal", "receiver", "slot"))
+        for c in panel_xml.iter("connection")
+    }
+    assert wanted
+    assert wanted <= made
+
+
+def test_the_outermost_widget_can_hold_a_scene(panel_xml):
+    assert panel_xml.find("widget").get("class") == "qMRMLWidget"
+
+
+def test_every_widget_class_that_is_not_qts_is_declared(panel_xml):
+    used = {w.get("class") for w in panel_xml.iter("widget") if not w.get("class").startswith("Q")}
+    assert used == {c.findtext("class") for c in panel_xml.iter("customwidget")}
+
+
+def test_every_bound_widget_names_a_parameter(panel_xml, hosted_module):
+    bound = {
+        p.find("string").text for p in panel_xml.iter("property") if p.get("name") == "SlicerParameterName"
+    }
+    assert {"inputVolume", "threshold", "opacity"} == bound
+    assert bound <= set(vars(hosted_module.code.MedAnomalyCLIPParameterNode))
+
+
+def test_the_panel_says_that_it_is_for_research(panel_xml):
+    assert RESEARCH_USE_ONLY in {s.text for s in panel_xml.iter("string")}

@@ -1,0 +1,143 @@
+"""Pictures of the panel and of a slice with overlay, outline and legend, for README and extension index.
+
+    python Testing/screenshots.py
+    python Testing/screenshots.py /tmp/pictures --volume series_folder --slice 17 --modality MR
+
+Writes `panel.png`, `slice.png` and both side by side as `screenshot.png`, to Resources if no folder is named.
+Slices are drawn by Slicer's own libraries; the panel by the harness's stand-ins, so fonts and frames differ a
+little from Slicer's. Without --volume a head-like phantom is shown, which is no patient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "MedAnomalyCLIP")]
+
+PANEL_WIDTH = 400
+VIEW_SIZE = 560
+GAP = 12
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+
+    from harness import application
+    from harness.scripted_module import HostedModule
+    from harness.slice_views import slice_views
+
+    application.start()
+    view = slice_views()["Red"]
+    view.node.SetDimensions(VIEW_SIZE, VIEW_SIZE, 1)
+    view.open_window()
+    volume_node, place = phantom_node() if arguments.volume is None else loaded_node(arguments)
+    view.show(volume_node)
+    view.node.RotateToVolumePlane(volume_node)
+    view.logic.FitSliceToAll()
+    view.node.JumpSlice(*place)
+    view.tilt(arguments.tilt)
+
+    panel = HostedModule(ROOT / "MedAnomalyCLIP" / "MedAnomalyCLIP.py").make_panel()
+    if arguments.stand_in:
+        from harness.fake_detector import BrightnessDetector
+
+        panel.logic.detectorFactory = BrightnessDetector
+    detect(panel, arguments.threshold)
+
+    panel.parent.resize(PANEL_WIDTH, VIEW_SIZE)
+    panel.parent.show()
+    process_events(0.5)
+    panel_picture = panel.parent.grab()
+    panel_picture.save(str(arguments.folder / "panel.png"))
+    view.picture(arguments.folder / "slice.png")
+    join(panel_picture, arguments.folder / "slice.png", arguments.folder / "screenshot.png")
+    print(panel.ui.scoreLabel.text, "|", panel.ui.resultLabel.text.replace("\n", " | "))
+    panel.cleanup()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "Resources", help="where they go")
+    parser.add_argument("--volume", type=Path, help="image file or series folder; a phantom if left out")
+    parser.add_argument("--modality", help="DICOM code, for files that do not say it")
+    parser.add_argument("--slice", type=int, help="slice along K, from 0; the middle one if left out")
+    parser.add_argument("--tilt", type=float, default=0.0, help="degrees to tilt the view by")
+    parser.add_argument("--threshold", type=float, help="the detector's own if left out")
+    parser.add_argument("--stand-in", action="store_true", help="bright is anomalous; no detector needed")
+    return parser.parse_args()
+
+
+def phantom_node() -> tuple[Any, Any]:
+    """A head-like phantom with a bright spot, and the middle of that spot in RAS mm."""
+    import numpy as np
+    from scipy.ndimage import gaussian_filter
+
+    from harness import phantom
+
+    voxels, spot = phantom.head((40, 256, 232))
+    voxels = gaussian_filter(voxels.astype(float), (0, 1.2, 1.2)).astype(np.int16)
+    matrix = phantom.axial_matrix(voxels.shape, (0.8, 0.8, 4.0))
+    node = phantom.add_volume(voxels, matrix, "Phantom (no patient)")
+    k, j, i = np.argwhere(spot).mean(axis=0)
+    return node, (matrix @ [i, j, k, 1])[:3]
+
+
+def loaded_node(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """A volume read by our own library, and the middle of the chosen slice in RAS mm."""
+    import slicer
+
+    from MedAnomalyCLIPLib.volume import read_volume
+
+    volume = read_volume(arguments.volume, modality=arguments.modality)
+    class_name = "vtkMRMLVectorVolumeNode" if volume.is_colour else None
+    node = slicer.util.addVolumeFromArray(volume.voxels, volume.ijk_to_ras, "Volume", class_name)
+    node.SetAttribute("DICOM.Modality", volume.modality)
+    i, j, k = ((size - 1) / 2 for size in volume.size)
+    if arguments.slice is not None:
+        k = arguments.slice
+    return node, (volume.ijk_to_ras @ [i, j, k, 1])[:3]
+
+
+def detect(panel: Any, threshold: float | None) -> None:
+    if threshold is not None:
+        panel.ui.thresholdSlider.value = threshold
+    panel.ui.detectButton.click()
+    while panel.logic.isRunning():
+        process_events(0.05)
+    process_events(0.2)
+    if panel.ui.messageLabel.text:
+        raise SystemExit(panel.ui.messageLabel.text)
+
+
+def process_events(seconds: float) -> None:
+    from harness.pythonqt import application
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        application.processEvents()
+        time.sleep(0.01)
+
+
+def join(panel_picture: Any, slice_path: Path, path: Path) -> None:
+    """Panel and slice side by side, on one background."""
+    from PySide6.QtGui import QColor, QPainter, QPixmap
+
+    slice_picture = QPixmap(str(slice_path))
+    width = panel_picture.width() + slice_picture.width() + 3 * GAP
+    joined = QPixmap(width, max(panel_picture.height(), slice_picture.height()) + 2 * GAP)
+    joined.fill(QColor("#d8dbe0"))
+    painter = QPainter(joined)
+    painter.drawPixmap(GAP, GAP, panel_picture)
+    painter.drawPixmap(panel_picture.width() + 2 * GAP, GAP, slice_picture)
+    painter.end()
+    joined.save(str(path))
+
+
+if __name__ == "__main__":
+    main()
