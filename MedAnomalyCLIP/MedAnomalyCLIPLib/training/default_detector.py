@@ -44,7 +44,7 @@ from .tower import CLIP_MEAN, CLIP_STD, TowerTraining, train_tower
 
 PACKED_SIDE = 256
 TOWER = TowerSpec("MedAnomalyCLIP-S16", 224, (2, 4, 6, 8), conv_stem=(32, 64, 128, 256))
-DETECTOR = DetectorSpec(TOWER, smoothing=4.0)
+DETECTOR = DetectorSpec(TOWER, fusion="mean_then_softmax", smoothing=4.0)
 PREPROCESS = PreprocessSpec(
     size=TOWER.image_size,
     mean=CLIP_MEAN,

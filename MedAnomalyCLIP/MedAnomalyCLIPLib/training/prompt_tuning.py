@@ -50,7 +50,7 @@ class PromptTuning:
     Attributes:
         steps: optimizer steps.
         batch_size: painted images per step.
-        learning_rate: of Adam, constant, as published.
+        learning_rate: of Adam at the start; it falls to zero along half a cosine (published: constant).
         prompt_length: learnable vectors in front of each phrase.
         real_share: share of each batch that is images with outlined lesions; MediCLIP has none.
         synthesis: which lesions are painted.
@@ -99,6 +99,7 @@ def tune_prompts(
     prompts = CoOpPrompts(spec.tower, clip, length=tuning.prompt_length).to(device)
     trained = [*detector.adapters.parameters(), *prompts.parameters()]
     optimizer = torch.optim.Adam(trained, lr=tuning.learning_rate, betas=(0.5, 0.999))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, tuning.steps)
     batches = _Batches(images, spec.tower.image_size, tuning)
     for step in range(1, tuning.steps + 1):
         pictures, masks = (t.to(device) for t in batches.draw(step))
@@ -111,6 +112,7 @@ def tune_prompts(
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        schedule.step()
         if on_step is not None:
             on_step(step, {"loss": loss.item()})
     with torch.no_grad():
