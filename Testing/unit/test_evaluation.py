@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from MedAnomalyCLIPLib.datasets import ImageRecord, lesion_mask, planes_of
 from MedAnomalyCLIPLib.detection import SliceDetector
 from MedAnomalyCLIPLib.evaluation.baselines import image_baselines, pixel_baselines
-from MedAnomalyCLIPLib.evaluation.image_sets import detect_records, set_figures, true_mask
+from MedAnomalyCLIPLib.evaluation.image_sets import detect_records, set_figures
 from MedAnomalyCLIPLib.evaluation.metrics import best_f1_threshold, pixel_figures, ranking_figures
-from MedAnomalyCLIPLib.training.image_set import ImageRecord
 
 
 def test_auroc_is_the_share_of_pairs_in_the_right_order():
@@ -87,6 +87,7 @@ def test_figures_of_a_set_count_what_they_rest_on(records, tiny_bundle):
 
 
 def test_an_abnormal_image_without_a_mask_is_no_evidence_at_pixel_level(records):
-    assert true_mask(records[3], (30, 40)) is None
-    assert not true_mask(records[0], (30, 40)).any()
-    assert true_mask(records[2], (30, 40)).sum() == 7 * 12
+    masks = [lesion_mask(record, plane) for record, plane in zip(records, planes_of(records), strict=True)]
+    assert masks[3] is None
+    assert not masks[0].any()
+    assert masks[2].sum() == 7 * 12

@@ -5,28 +5,19 @@ Records and a detector in, a row of figures for each set out, with trivial basel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image
 
+from ..datasets.planes import lesion_mask, planes_of
+from ..datasets.records import ImageRecord
 from ..detection import SliceDetector
-from ..geometry import SlicePlane, acquisition_axis, cut_slice
+from ..geometry import SlicePlane
 from ..result import AnomalyResult
-from ..training.captions import modality_family
-from ..training.image_set import ImageRecord
-from ..volume import read_volume
 from .baselines import image_baselines, pixel_baselines
 from .metrics import pixel_figures, ranking_figures
 
 Figures = dict[str, float]
-
-
-def planes_of(records: Iterable[ImageRecord]) -> Iterator[SlicePlane]:
-    """Each record's picture as a plane, read as any file is."""
-    for record in records:
-        volume = read_volume(record.path, modality=modality_family(record.modality))
-        yield cut_slice(volume, acquisition_axis(volume), 0)
 
 
 def detect_records(
@@ -41,17 +32,6 @@ def detect_records(
         if on_progress is not None:
             on_progress(len(results), len(records))
     return results
-
-
-def true_mask(record: ImageRecord, shape: tuple[int, int]) -> np.ndarray | None:
-    """(H, W) bool lesion mask; all False for a normal image, None for an abnormal one without a mask."""
-    if not record.abnormal:
-        return np.zeros(shape, dtype=bool)
-    if record.mask is None:
-        return None
-    with Image.open(record.mask) as file:
-        mask = file.convert("L").resize((shape[1], shape[0]), Image.Resampling.NEAREST)
-    return np.asarray(mask) > 0
 
 
 def set_figures(records: Sequence[ImageRecord], results: Sequence[AnomalyResult]) -> Figures:
@@ -71,7 +51,7 @@ def set_figures(records: Sequence[ImageRecord], results: Sequence[AnomalyResult]
         if area is not None:
             figures[f"image auroc of {name}"] = max(area, 1 - area)
 
-    masks = [true_mask(record, result.plane.shape) for record, result in zip(records, results, strict=True)]
+    masks = [lesion_mask(record, result.plane) for record, result in zip(records, results, strict=True)]
     known = [i for i, mask in enumerate(masks) if mask is not None]
     if not any(masks[i].any() for i in known):  # type: ignore[union-attr]
         return figures
