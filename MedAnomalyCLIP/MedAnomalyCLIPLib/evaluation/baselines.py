@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+IMAGE_BASELINES = ("mean intensity", "contrast", "dark share", "shape", "size")
+PIXEL_BASELINES = ("brightness", "darkness", "centre")
+
 
 def image_baselines(pixels: np.ndarray) -> dict[str, float]:
     """Numbers of one grey image (H, W) in [0, 1] that know nothing of anatomy."""
@@ -17,8 +20,9 @@ def image_baselines(pixels: np.ndarray) -> dict[str, float]:
     }
 
 
-def pixel_baselines(pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps (H, W) of one grey image in [0, 1] that know nothing of anatomy."""
-    rows, columns = (np.linspace(-1, 1, count) for count in pixels.shape)
-    centre = np.exp(-(rows[:, None] ** 2 + columns[None] ** 2) / (2 * 0.5**2))
-    return {"brightness": pixels, "darkness": 1 - pixels, "centre": centre}
+def pixel_baseline(name: str, pixels: np.ndarray) -> np.ndarray:
+    """Map (H, W) of one grey image in [0, 1] that knows nothing of anatomy, by its name."""
+    if name == "centre":
+        rows, columns = (np.linspace(-1, 1, count, dtype=np.float32) for count in pixels.shape)
+        return np.exp(-(rows[:, None] ** 2 + columns[None] ** 2) / (2 * 0.5**2))
+    return {"brightness": pixels, "darkness": 1 - pixels}[name]
