@@ -19,7 +19,7 @@ from ..overlay import display_window
 from ..result import AnomalyResult
 from .baselines import PIXEL_BASELINES, image_baselines, pixel_baseline
 from .bootstrap import Interval, intervals, resampling_weights
-from .metrics import Figures, ranking_figures, ranking_figures_of_draws
+from .metrics import Curve, Figures, ranking_curves, ranking_figures, ranking_figures_of_draws
 from .pixels import LesionPixels, Overlap, PixelCounts
 
 DETECTOR = "detector"
@@ -52,6 +52,7 @@ class SetMeasurement:
         normal, abnormal: numbers of images.
         masks: abnormal images with a mask, which pixel figures rest on, together with the normal ones.
         rows: those of the detector first at each level.
+        curves: (x, y) of the detector's "roc", "pr" and, with masks, "pro".
     """
 
     name: str
@@ -59,6 +60,7 @@ class SetMeasurement:
     abnormal: int
     masks: int
     rows: tuple[Row, ...]
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
     def row(self, level: str, ranker: str = DETECTOR) -> Row | None:
         return next((r for r in self.rows if (r.level, r.ranker) == (level, ranker)), None)
@@ -127,14 +129,17 @@ def measure_set(
     )
     greys = [_grey(result) for result in results]
     rows = _image_rows(labels, results, greys, weights)
+    scores = np.array([result.score for result in results])
+    curves = ranking_curves(scores, labels) if rows else {}
     masks = [lesion_mask(record, result.plane) for record, result in zip(records, results, strict=True)]
     known = [i for i, mask in enumerate(masks) if mask is not None]
     truth = LesionPixels.of([mask for mask in masks if mask is not None])
     if truth.regions.any():
         own = None if weights is None else weights[:, known]
-        rows += _pixel_rows(truth, [results[i] for i in known], [greys[i] for i in known], own)
+        pixel_rows, pro = _pixel_rows(truth, [results[i] for i in known], [greys[i] for i in known], own)
+        rows, curves = rows + pixel_rows, curves | {"pro": pro}
     with_mask = sum(bool(labels[i]) for i in known)
-    return SetMeasurement(name, int((~labels).sum()), int(labels.sum()), with_mask, tuple(rows))
+    return SetMeasurement(name, int((~labels).sum()), int(labels.sum()), with_mask, tuple(rows), curves)
 
 
 def set_figures(records: Sequence[ImageRecord], results: Sequence[AnomalyResult]) -> Figures:
@@ -191,7 +196,7 @@ def _pixel_rows(
     results: Sequence[AnomalyResult],
     greys: Sequence[np.ndarray],
     weights: np.ndarray | None,
-) -> list[Row]:
+) -> tuple[list[Row], Curve]:
     rows = []
     for name in (DETECTOR, *PIXEL_BASELINES):
         if name == DETECTOR:
@@ -201,11 +206,12 @@ def _pixel_rows(
         counts = PixelCounts.of(maps, truth)
         figures, spread = counts.figures(), {} if weights is None else counts.figures_of_draws(weights)
         if name == DETECTOR:
+            curve = counts.pro_curve()
             overlap = Overlap.of([result.mask for result in results], truth.masks)
             figures |= overlap.figures()
             spread |= {} if weights is None else overlap.figures_of_draws(weights)
         rows.append(Row("pixel", name, figures, intervals(spread)))
-    return rows
+    return rows, curve
 
 
 def _grey(result: AnomalyResult) -> np.ndarray:

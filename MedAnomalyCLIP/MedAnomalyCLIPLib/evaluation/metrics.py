@@ -7,15 +7,32 @@ threshold reaches), "sensitivity" (at a specificity of `SPECIFICITY`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ..errors import DependencyMissing
 
 Figures = dict[str, float]
+Curve = tuple[np.ndarray, np.ndarray]
 
 SPECIFICITY = 0.95
 _ROUNDING = 1e-9  # of rates that are quotients of counts
+
+
+def scikit_learn_metrics() -> Any:
+    """The module `sklearn.metrics`.
+
+    Raises:
+        DependencyMissing: scikit-learn is not installed.
+    """
+    try:
+        from sklearn import metrics
+    except ImportError as error:
+        raise DependencyMissing(
+            "scikit-learn is not installed; install it with: pip install medanomalyclip[evaluation]"
+        ) from error
+    return metrics
 
 
 def ranking_figures(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None) -> Figures:
@@ -29,21 +46,16 @@ def ranking_figures(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray 
     Returns:
         "auroc", "ap", "f1max" and "sensitivity"; empty when only one class is there.
     """
-    try:
-        from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
-    except ImportError as error:
-        raise DependencyMissing(
-            "scikit-learn is not installed; install it with: pip install medanomalyclip[evaluation]"
-        ) from error
+    sk = scikit_learn_metrics()
     labels = np.asarray(labels, dtype=bool)
     if labels.all() or not labels.any():
         return {}
-    precision, recall, _ = precision_recall_curve(labels, scores, sample_weight=weights)
+    precision, recall, _ = sk.precision_recall_curve(labels, scores, sample_weight=weights)
     f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(float).tiny)
-    alarms, sensitivity, _ = roc_curve(labels, scores, sample_weight=weights, drop_intermediate=False)
+    alarms, sensitivity, _ = sk.roc_curve(labels, scores, sample_weight=weights, drop_intermediate=False)
     return {
-        "auroc": float(roc_auc_score(labels, scores, sample_weight=weights)),
-        "ap": float(average_precision_score(labels, scores, sample_weight=weights)),
+        "auroc": float(sk.roc_auc_score(labels, scores, sample_weight=weights)),
+        "ap": float(sk.average_precision_score(labels, scores, sample_weight=weights)),
         "f1max": float(f1.max()),
         "sensitivity": float(sensitivity[alarms <= 1 - SPECIFICITY + _ROUNDING].max()),
     }
@@ -74,6 +86,14 @@ def ranking_figures_of_draws(
             "f1max": (2 * hits / (hits + alarms + all_hits)).max(axis=1),
             "sensitivity": np.where(specific, hits, 0).max(axis=1) / positives,
         }
+
+
+def ranking_curves(scores: np.ndarray, labels: np.ndarray) -> dict[str, Curve]:
+    """(x, y) of "roc" (false alarm rate, sensitivity) and "pr" (recall, precision) of one ranking."""
+    sk = scikit_learn_metrics()
+    alarms, sensitivity, _ = sk.roc_curve(labels, scores)
+    precision, recall, _ = sk.precision_recall_curve(labels, scores)
+    return {"roc": (alarms, sensitivity), "pr": (recall[::-1], precision[::-1])}
 
 
 def best_f1_threshold(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> float:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from .metrics import Figures, ranking_figures, ranking_figures_of_draws
+from .metrics import Curve, Figures, ranking_figures, ranking_figures_of_draws
 
 PRO_LIMIT = 0.3
 _QUANTILES = 2048
@@ -100,6 +100,14 @@ class PixelCounts:
         )
         once = np.ones((1, len(self.regions)))
         return figures | {"pro": float(self.figures_of_draws(once)["pro"][0])}
+
+    def pro_curve(self) -> Curve:
+        """(x, y) of the false positive rate and the mean overlap with a region, up to `PRO_LIMIT`."""
+        alarms, covered = (np.cumsum(p.sum(axis=0)[::-1]) for p in (self.normal, self.covered))
+        rate, overlap = np.append(0, alarms / alarms[-1]), np.append(0, covered / self.regions.sum())
+        inside = rate <= PRO_LIMIT
+        end = np.interp(PRO_LIMIT, rate, overlap)
+        return np.append(rate[inside], PRO_LIMIT), np.append(overlap[inside], end)
 
     def figures_of_draws(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """(D,) of the same figures, for D draws in which each image counts as often as (D, N) says."""
