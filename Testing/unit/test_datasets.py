@@ -81,6 +81,10 @@ class TestLayouts:
         assert record.abnormal
         assert record.mask is None
 
+    def test_hidden_files_are_no_images(self, bmad):
+        (bmad / "Brain_AD/test/good/img/._n20.png").write_bytes(b"Mac OS X")
+        assert len(read_dataset(bmad / "Brain_AD")) == 24
+
     def test_mvtec_folders_tell_the_kind_of_anomaly(self, tmp_path):
         paint(tmp_path / "liver/train/good/0.png", 0)
         paint(tmp_path / "liver/test/good/1.png", 1)
@@ -103,6 +107,11 @@ class TestLayouts:
         assert (normal.abnormal, abnormal.abnormal) == (False, True)
         assert abnormal.mask == tmp_path / "busi/images/test/true/2.jpg"
         assert (abnormal.set, abnormal.split) == ("busi", "test")
+
+    def test_a_class_name_that_is_a_label_does_not_divide_the_set(self, tmp_path):
+        rows = [{"filename": f"{k}.png", "label": k, "clsname": ("good", "defective")[k]} for k in (0, 1)]
+        (tmp_path / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        assert {r.set for r in read_dataset(tmp_path / "all.jsonl")} == {tmp_path.name}
 
     @pytest.mark.parametrize(
         ("line", "said"),
@@ -331,8 +340,9 @@ class TestProtocols:
     def test_more_shots_than_the_pool_holds_are_refused_with_both_numbers(self, bmad):
         with pytest.raises(DatasetInvalid, match=r"9 normal.*Brain holds 4"):
             draw_shots(self.valid(read_dataset(bmad)), 9, seed=0)
-        with pytest.raises(InvalidRequest):
-            draw_shots([], -1, seed=0)
+        for count in (-1, 0):
+            with pytest.raises(InvalidRequest):
+                draw_shots([], count, seed=0)
 
     def test_published_shot_lists_are_followed(self, bmad, tmp_path):
         (tmp_path / "2-shot.txt").write_text("a-0: a10.png a12.png\nn-0: n13.png n11.png")

@@ -199,11 +199,12 @@ class TestWhatGoesWrong:
             raise AssertionError("loaded too early")
 
         with pytest.raises(DatasetInvalid, match="no normal images"):
-            evaluate(None, [r for r in records if r.abnormal], tmp_path / "r", load=load)
+            evaluate(None, [r for r in records if r.abnormal or r.set == "b"], tmp_path / "r", load=load)
         assert not list(tmp_path.iterdir())
 
-    def test_images_without_labels_cannot_be_measured(self, tmp_path):
-        record = ImageRecord(Path("a.png"), None, "a", "test", None, "MR", "", "", "")
+    @pytest.mark.parametrize("label", [None, True, False])
+    def test_images_of_one_kind_cannot_be_told_apart(self, tmp_path, label):
+        record = ImageRecord(Path("a.png"), None, "a", "pool", label, "MR", "", "", "")
         with pytest.raises(InvalidRequest, match="label"):
             evaluate(None, [record], tmp_path / "r")
 
@@ -220,6 +221,19 @@ class TestWhatGoesWrong:
             )
         assert list((tmp_path / "new").iterdir()) == []
         assert seen.count("check") == 24
+
+    def test_measuring_can_be_stopped_too(self, records, tiny_bundle, tmp_path):
+        seen = []
+        with pytest.raises(Cancelled, match="1 of 3 sets"):
+            evaluate(
+                tiny_bundle.folder,
+                records,
+                tmp_path / "r",
+                device="cpu",
+                draws=0,
+                on_progress=lambda stage, done, total: seen.append(stage),
+                is_cancelled=lambda: "measure" in seen,
+            )
 
     def test_a_full_disk_is_told_and_the_old_report_stays(
         self, report, records, tiny_bundle, monkeypatch, tmp_path

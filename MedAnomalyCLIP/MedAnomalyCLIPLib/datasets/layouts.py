@@ -23,6 +23,7 @@ from .records import ImageRecord, read_manifest
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".dcm")
 _VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
 _SEGMENTATION_NAMES = ("seg", "label", "mask", "segmentation", "labels")
+_LABEL_WORDS = ("", "normal", "good", "abnormal", "defective")  # of one class, where others name the set
 _MASK_FOLDERS = ("anomaly_mask", "label")  # MVFA's copy of BMAD, and BMAD itself
 
 
@@ -120,7 +121,7 @@ def read_json_lines(path: Path, *, modality: str = "", body_part: str = "") -> l
     """One JSON object a line, as MediCLIP has them: filename, label, clsname and, where there is one, mask.
 
     Names are relative to the folder `images` beside the file's own folder, or else to the file's own folder.
-    The split is the file's name ("train.json"), the set its grandparent's.
+    The split is the file's name ("train.json"), the set `clsname`, or else the name of the folder.
 
     Raises:
         DatasetInvalid: a line that is not understood, by its number.
@@ -128,6 +129,7 @@ def read_json_lines(path: Path, *, modality: str = "", body_part: str = "") -> l
     beside = path.parent.parent / "images"
     root = beside if beside.is_dir() else path.parent
     split = path.stem if path.stem in ("train", "valid", "test") else "pool"
+    folder_name = path.resolve().parents[1 if beside.is_dir() else 0].name
     records = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -137,18 +139,18 @@ def read_json_lines(path: Path, *, modality: str = "", body_part: str = "") -> l
         if line.strip():
             row = _json_row(line, f"{path.name}, line {number}")
             mask = root / row["mask"] if row.get("mask") else None
-            set_name = path.resolve().parent.parent.name if beside.is_dir() else path.parent.resolve().name
+            named = str(row.get("clsname") or "")
             records.append(
                 ImageRecord(
                     root / row["filename"],
                     mask,
-                    set_name,
+                    folder_name if named in _LABEL_WORDS else named,
                     split,
                     bool(row["label"]),
                     modality,
                     body_part,
                     "",
-                    "" if row.get("clsname") in (None, "normal", "good") else str(row["clsname"]),
+                    "",
                 )
             )
     return _found(records, path, "one JSON object a line")
@@ -242,7 +244,8 @@ def _is_segmentation(file: Path) -> bool:
 
 
 def _is_volume(file: Path) -> bool:
-    return file.name.lower().endswith(_VOLUMES) and file.is_file()
+    hidden = file.name.startswith(".")
+    return file.name.lower().endswith(_VOLUMES) and file.is_file() and not hidden
 
 
 def _stem(file: Path) -> str:
@@ -251,7 +254,10 @@ def _stem(file: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    """Files of a folder; hidden ones, such as the doubles that macOS leaves in archives, are passed over."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
 
 
 def _images(folder: Path) -> list[Path]:

@@ -33,6 +33,10 @@ class Shots:
     abnormal: tuple[ImageRecord, ...] = ()
     origin: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.records:
+            raise InvalidRequest("No images were drawn to learn from")
+
     @property
     def records(self) -> tuple[ImageRecord, ...]:
         return self.normal + self.abnormal

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 LEVEL = 0.95
 _FEWEST_UNITS = 10
 
+_TOGETHER = 100
+
 Interval = tuple[float, float]
+FiguresOfDraws = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
 def resampling_weights(
@@ -55,6 +58,12 @@ def resampling_weights(
         varying += len(members) if len(members) > 1 else 0
         taken[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), draws)
     return taken[:, unit_of] if draws and varying >= _FEWEST_UNITS else None
+
+
+def figures_in_parts(figures: FiguresOfDraws, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """(D,) figures of (D, N) draws, computed for a few draws at a time to bound memory."""
+    parts = [figures(weights[start : start + _TOGETHER]) for start in range(0, len(weights), _TOGETHER)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def intervals(figures: Mapping[str, np.ndarray]) -> dict[str, Interval]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ..errors import Cancelled
 from ..overlay import display_window
 from ..result import AnomalyResult
 from .baselines import PIXEL_BASELINES, image_baselines, pixel_baseline
-from .bootstrap import Interval, intervals, resampling_weights
+from .bootstrap import Interval, figures_in_parts, intervals, resampling_weights
 from .metrics import Curve, Figures, ranking_curves, ranking_figures, ranking_figures_of_draws
 from .pixels import LesionPixels, Overlap, PixelCounts
 
@@ -88,7 +89,13 @@ def detect_records(
 
 
 def measure_sets(
-    records: Sequence[ImageRecord], results: Sequence[AnomalyResult], *, draws: int = 1000, seed: int = 0
+    records: Sequence[ImageRecord],
+    results: Sequence[AnomalyResult],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
 ) -> list[SetMeasurement]:
     """Each set by itself and, when there are several, all of them together.
 
@@ -97,6 +104,11 @@ def measure_sets(
         results: one for each record.
         draws: of the bootstrap; 0 for none.
         seed: of the bootstrap.
+        on_progress: called with the number of sets done and to do.
+        is_cancelled: asked before each set.
+
+    Raises:
+        Cancelled: `is_cancelled` said so.
     """
     sets: dict[str, list[int]] = {}
     for index, record in enumerate(records):
@@ -104,10 +116,15 @@ def measure_sets(
             sets.setdefault(record.set, []).append(index)
     if len(sets) > 1:
         sets[POOLED] = [index for members in list(sets.values()) for index in members]
-    return [
-        measure_set(name, [records[i] for i in chosen], [results[i] for i in chosen], draws=draws, seed=seed)
-        for name, chosen in sets.items()
-    ]
+    measured: list[SetMeasurement] = []
+    for name, chosen in sets.items():
+        if is_cancelled is not None and is_cancelled():
+            raise Cancelled(f"Stopped after measuring {len(measured)} of {len(sets)} sets")
+        own, found = [records[i] for i in chosen], [results[i] for i in chosen]
+        measured.append(measure_set(name, own, found, draws=draws, seed=seed))
+        if on_progress is not None:
+            on_progress(len(measured), len(sets))
+    return measured
 
 
 def measure_set(
@@ -134,7 +151,7 @@ def measure_set(
     masks = [lesion_mask(record, result.plane) for record, result in zip(records, results, strict=True)]
     known = [i for i, mask in enumerate(masks) if mask is not None]
     truth = LesionPixels.of([mask for mask in masks if mask is not None])
-    if truth.regions.any():
+    if truth.regions.any() and not all(mask.all() for mask in truth.masks):
         own = None if weights is None else weights[:, known]
         pixel_rows, pro = _pixel_rows(truth, [results[i] for i in known], [greys[i] for i in known], own)
         rows, curves = rows + pixel_rows, curves | {"pro": pro}
@@ -174,8 +191,11 @@ def _image_rows(
     for name, scores in rankers.items():
         figures = ranking_figures(scores, labels)
         if figures:
-            spread = {} if weights is None else intervals(_image_figures_of_draws(scores, labels, weights))
-            rows.append(Row("image", name, figures, spread))
+            spread: dict[str, np.ndarray] = {}
+            if weights is not None:
+                of_draws = partial(_image_figures_of_draws, scores, labels)
+                spread = figures_in_parts(of_draws, weights)
+            rows.append(Row("image", name, figures, intervals(spread)))
     return rows
 
 
@@ -204,7 +224,9 @@ def _pixel_rows(
         else:
             maps = [pixel_baseline(name, grey) for grey in greys]
         counts = PixelCounts.of(maps, truth)
-        figures, spread = counts.figures(), {} if weights is None else counts.figures_of_draws(weights)
+        figures, spread = counts.figures(), {}
+        if weights is not None:
+            spread = figures_in_parts(counts.figures_of_draws, weights)
         if name == DETECTOR:
             curve = counts.pro_curve()
             overlap = Overlap.of([result.mask for result in results], truth.masks)

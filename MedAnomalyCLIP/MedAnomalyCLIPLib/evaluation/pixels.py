@@ -21,7 +21,6 @@ from .metrics import Curve, Figures, ranking_figures, ranking_figures_of_draws
 
 PRO_LIMIT = 0.3
 _QUANTILES = 2048
-_TOGETHER = 100  # draws, to bound memory
 _TOUCHING = np.ones((3, 3))  # also at corners, as scikit-image's and most published code has it
 
 
@@ -111,10 +110,6 @@ class PixelCounts:
 
     def figures_of_draws(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """(D,) of the same figures, for D draws in which each image counts as often as (D, N) says."""
-        parts = [self._figures_of_few(weights[i : i + _TOGETHER]) for i in range(0, len(weights), _TOGETHER)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _figures_of_few(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         hits, alarms, covered = (
             np.cumsum((weights @ part)[:, ::-1], axis=1) for part in (self.lesion, self.normal, self.covered)
         )

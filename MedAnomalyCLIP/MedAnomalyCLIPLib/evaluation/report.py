@@ -94,8 +94,11 @@ def evaluate(
         Cancelled: `is_cancelled` said so; nothing is written.
     """
     labelled = [record for record in records if record.abnormal is not None]
-    if not labelled:
-        raise InvalidRequest("None of the images has a label: there is nothing to measure against")
+    if len({record.abnormal for record in labelled}) < 2:
+        raise InvalidRequest(
+            f"{len(labelled)} of {len(records)} images have a label, but not both normal and abnormal are "
+            "among them: there is nothing to tell apart"
+        )
     scikit_learn_metrics()
     folder, step = Path(output), on_progress or (lambda stage, done, total: None)
     with _complete_folder(folder, overwrite) as staging:
@@ -105,9 +108,15 @@ def evaluate(
         for path in [bundle] if bundle is None or isinstance(bundle, (str, Path)) else bundle:
             detector = load(path, device)
             results = detect_records(detector, labelled, lambda *n: step("detect", *n), is_cancelled)
-            step("measure", 0, 1)
-            runs.append(_Run(detector, results, measure_sets(labelled, results, draws=draws, seed=seed)))
-            step("measure", 1, 1)
+            measured = measure_sets(
+                labelled,
+                results,
+                draws=draws,
+                seed=seed,
+                on_progress=lambda *n: step("measure", *n),
+                is_cancelled=is_cancelled,
+            )
+            runs.append(_Run(detector, results, measured))
         point = operating_point(runs[0].detector, labelled, runs[0].results)
         bootstrap = {"draws": draws, "seed": seed, "level": LEVEL}
         manifest = _manifest(runs, labelled, checked, point, bootstrap)
