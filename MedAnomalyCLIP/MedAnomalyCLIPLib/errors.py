@@ -55,3 +55,7 @@ class OutputFailed(MedAnomalyCLIPError):
 
 class Cancelled(MedAnomalyCLIPError):
     """The user stopped the run."""
+
+
+class DatasetInvalid(MedAnomalyCLIPError):
+    """A set of images that cannot be used as it is: files missing or damaged, labels or masks that clash."""

@@ -10,17 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from MedAnomalyCLIPLib.datasets import ImageRecord, read_manifest
 from MedAnomalyCLIPLib.errors import UnreadableImage
 from MedAnomalyCLIPLib.training.augmentation import random_appearance, random_placement, random_view
-from MedAnomalyCLIPLib.training.captions import caption, modality_family, subject
+from MedAnomalyCLIPLib.training.captions import caption, subject
 from MedAnomalyCLIPLib.training.checkpoint import load_checkpoint, save_checkpoint
-from MedAnomalyCLIPLib.training.image_set import (
-    ImageRecord,
-    pack,
-    read_manifest,
-    read_square,
-    read_square_mask,
-)
+from MedAnomalyCLIPLib.training.image_set import pack, read_square, read_square_mask
 from MedAnomalyCLIPLib.training.prompt_tuning import PromptTuning, TuningImages, tune_prompts
 from MedAnomalyCLIPLib.training.tower import DistillingClip, TowerTraining, contrastive_loss, train_tower
 
@@ -57,19 +52,6 @@ def picture_folder(tmp_path):
     return tmp_path
 
 
-def test_manifest_tells_label_mask_and_set(picture_folder):
-    records = read_manifest(picture_folder / "manifest.csv")
-    assert [r.abnormal for r in records] == [False, True] * 3
-    assert records[1].mask == picture_folder / "mask.png"
-    assert records[0].mask is None
-
-
-def test_manifest_without_a_column_is_refused_by_its_name(tmp_path):
-    (tmp_path / "manifest.csv").write_text("image,label\na.png,1\n")
-    with pytest.raises(UnreadableImage, match="body_part, modality"):
-        read_manifest(tmp_path / "manifest.csv")
-
-
 def test_padding_is_equal_on_both_sides_for_image_and_mask(picture_folder):
     image = read_square(picture_folder / "0.png", 80, colour=False)
     mask = read_square_mask(picture_folder / "mask.png", 80)
@@ -91,23 +73,6 @@ def test_packing_that_fails_leaves_no_file(picture_folder, tmp_path):
     with pytest.raises(UnreadableImage, match=r"3\.png"):
         pack(records, tmp_path / "packed.npy", 32)
     assert not (tmp_path / "packed.npy").exists()
-
-
-@pytest.mark.parametrize(
-    ("words", "family"),
-    [
-        ("MR FLAIR", "MR"),
-        ("MRI", "MR"),
-        ("CT (soft window -160..240 HU)", "CT"),
-        ("US", "US"),
-        ("X-ray", "XR"),
-        ("colour fundus photograph", "fundus"),
-        ("light microscopy (blood smear)", "microscopy"),
-        ("electron microscopy", "microscopy"),
-    ],
-)
-def test_modalities_are_recognised_in_the_words_of_sources(words, family):
-    assert modality_family(words) == family
 
 
 def test_captions_say_nothing_of_health_that_the_source_does_not(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .image_set import ImageRecord
+from ..datasets.records import ImageRecord, modality_family
 
 _MODALITIES = {
     "MR": ("MR image", "MRI", "magnetic resonance image", "MR scan"),
@@ -31,22 +31,6 @@ _FRAMES_WITHOUT_FINDING = (
     "a {view}{image} of the {part}",
     "medical image: {image} of the {part}",
 )
-
-
-def modality_family(modality: str) -> str:
-    """The family of a modality as sources word it; the words themselves when it is none of the known ones."""
-    text = modality.lower()
-    families = (
-        ("fundus", "fundus"),
-        ("microscopy", "microscopy"),
-        ("ultrasound", "US"),
-        ("x-ray", "XR"),
-        ("mr", "MR"),
-        ("ct", "CT"),
-        ("us", "US"),
-        ("xr", "XR"),
-    )
-    return next((family for start, family in families if start in text), modality)
 
 
 def subject(record: ImageRecord) -> tuple[str, str, str]:

@@ -28,16 +28,17 @@ from ..bundle import (
     save_bundle,
 )
 from ..clip.specification import TowerSpec
+from ..datasets.planes import lesion_mask
+from ..datasets.records import ImageRecord, modality_family, read_manifest
 from ..detection import SliceDetector
 from ..detectors.detector import AnomalyDetector
 from ..detectors.specification import DetectorSpec
 from ..errors import MedAnomalyCLIPError
-from ..evaluation.image_sets import detect_records, set_figures, true_mask
+from ..evaluation.image_sets import detect_records, set_figures
 from ..evaluation.metrics import best_f1_threshold
 from ..preprocess import PreprocessSpec, WindowRule
 from ..runtime import select_device
-from .captions import modality_family
-from .image_set import ImageRecord, pack, read_manifest, read_square_mask
+from .image_set import pack, read_square_mask
 from .model_card import model_card
 from .prompt_tuning import PromptTuning, TuningImages, tune_prompts
 from .tower import CLIP_MEAN, CLIP_STD, TowerTraining, train_tower
@@ -193,7 +194,7 @@ def _calibrated(
 ) -> BundleManifest:
     """Thresholds and the normal reference, from validation images alone."""
     results = detect_records(detector, records, _bar("calibrate"))
-    masks = [true_mask(record, result.plane.shape) for record, result in zip(records, results, strict=True)]
+    masks = [lesion_mask(record, result.plane) for record, result in zip(records, results, strict=True)]
     pairs = [(result.map, mask) for result, mask in zip(results, masks, strict=True) if mask is not None]
     normal = sorted(r.score for r, record in zip(results, records, strict=True) if record.abnormal is False)
     sets = ", ".join(dict.fromkeys(record.set for record in records))

@@ -21,10 +21,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..clip.specification import TowerSpec
 from ..clip.tokenizer import create_tokenizer
 from ..clip.towers import TappedClipViT, create_clip
+from ..datasets.records import ImageRecord
 from .augmentation import random_appearance, random_placement
 from .captions import caption, subject
 from .checkpoint import load_checkpoint, save_checkpoint
-from .image_set import ImageRecord
 from .teacher import CHANNELS, Teacher
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
