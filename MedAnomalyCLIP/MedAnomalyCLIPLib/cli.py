@@ -40,10 +40,10 @@ exit codes:
 Research use only. A candidate, not a diagnosis.
 """
 
-DetectorLoader = Callable[["Path | None", str], "SliceDetector"]
+DetectorLoader = Callable[["Path | str | None", str], "SliceDetector"]
 
 
-def load_detector(bundle: Path | None, device: str) -> SliceDetector:
+def load_detector(bundle: Path | str | None, device: str) -> SliceDetector:
     """The detector in a bundle's folder, or the bundled one, ready on its device."""
     from .detection import SliceDetector
 
@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None, *, load: DetectorLoader = load_detec
     """
     arguments = _parser().parse_args(argv)
     try:
-        return _detect(arguments, load) if arguments.command == "detect" else _info(arguments)
+        if arguments.command == "detect":
+            return _detect(arguments, load)
+        return _evaluate(arguments, load) if arguments.command == "evaluate" else _info(arguments)
     except MedAnomalyCLIPError as error:
         _complain(error)
         if arguments.json:
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"medanomalyclip {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_detect(commands)
+    _add_evaluate(commands)
     info = commands.add_parser("info", help="tell what would be read", description="Tell what would be read.")
     info.add_argument("input", type=Path, metavar="INPUT", help="image file or DICOM folder")
     info.add_argument("--json", action="store_true", help="print one JSON object")
@@ -126,6 +129,38 @@ def _add_detect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     add("--output", type=Path, required=True, metavar="DIR", help="where the result folders go")
     add("--overwrite", action="store_true", help="replace the results of an earlier run")
     add("--json", action="store_true", help="print one JSON object instead of lines")
+    add("--quiet", action="store_true", help="print errors only")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure a detector on labelled images",
+        description="Measure a detector on labelled images and write a report: report.html to read, "
+        "report.json, figures.csv and images.csv. Every figure stands beside what brightness, position and "
+        "the shape of the picture reach alone.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = evaluate.add_argument
+    add(
+        "dataset",
+        type=Path,
+        metavar="DATASET",
+        help="CSV manifest, JSON lines, folders as in BMAD or MVTec, or volumes with segmentations",
+    )
+    add("--split", default="test", help="which part to measure on (default: test)")
+    add("--modality", default="", help="CT, MR, ...: for sets that do not say")
+    add(
+        "--model", type=Path, nargs="+", metavar="BUNDLE", help="detectors, of which mean and spread are told"
+    )
+    add("--draws", type=int, default=1000, help="of the bootstrap, 0 for no intervals (default: 1000)")
+    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add("--names", action="store_true", help="name the image files in images.csv; names may tell who it is")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder of the report")
+    add("--overwrite", action="store_true", help="replace an earlier report")
+    add("--json", action="store_true", help="print report.json instead of lines")
     add("--quiet", action="store_true", help="print errors only")
 
 
@@ -292,6 +327,76 @@ def _line(result: dict[str, Any]) -> str:
             str(Path(result["output"]) / top["overlay"]),
         )
     )
+
+
+def _evaluate(arguments: argparse.Namespace, load: DetectorLoader) -> int:
+    from .datasets import read_dataset
+    from .evaluation.report import evaluate
+
+    records = read_dataset(arguments.dataset, modality=arguments.modality)
+    chosen = [record for record in records if record.split == arguments.split]
+    if not chosen:
+        splits = ", ".join(sorted({record.split for record in records}))
+        raise InvalidRequest(f"{arguments.dataset.name} has no part {arguments.split!r}; it has: {splits}")
+    with _stop_on_interrupt() as is_stopped, _stages(arguments.quiet) as on_progress:
+        try:
+            report = evaluate(
+                arguments.model,
+                chosen,
+                arguments.output,
+                device=arguments.device,
+                draws=arguments.draws,
+                seed=arguments.seed,
+                names=arguments.names,
+                overwrite=arguments.overwrite,
+                on_progress=on_progress,
+                is_cancelled=is_stopped,
+                load=load,
+            )
+        except Cancelled:
+            print("medanomalyclip: stopped; nothing was written", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    if arguments.json:
+        _print_json(report)
+    elif not arguments.quiet:
+        for entry in report["sets"]:
+            print(_set_line(entry))
+        print(arguments.output / "report.html")
+    return EXIT_DONE
+
+
+@contextmanager
+def _stages(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each thing that is done, one after the other."""
+    from tqdm import tqdm
+
+    bars: dict[str, tqdm] = {}
+
+    def show(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
+            for earlier in bars.values():
+                earlier.close()
+            bars[stage] = tqdm(desc=stage, total=total, leave=False, disable=True if quiet else None)
+        bars[stage].update(done - bars[stage].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _set_line(entry: dict[str, Any]) -> str:
+    """One set in one line: the detector's own figures, each with its interval."""
+    parts = [entry["name"], f"{entry['normal']} normal, {entry['abnormal']} abnormal"]
+    for row in entry["rows"]:
+        if row["ranker"] == "detector":
+            for name in ("auroc", "ap"):
+                low_high = row["intervals"].get(name)
+                interval = f" ({low_high[0]:.2f} to {low_high[1]:.2f})" if low_high else ""
+                if name in row["figures"]:
+                    parts.append(f"{row['level']} {name.upper()} {row['figures'][name]:.2f}{interval}")
+    return "  ".join(parts)
 
 
 def _info(arguments: argparse.Namespace) -> int:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 from pydicom.data import get_testdata_file
 
 from MedAnomalyCLIPLib import __version__
-from MedAnomalyCLIPLib.cli import main
+from MedAnomalyCLIPLib.cli import EXIT_DONE, EXIT_USER_ERROR, main
 from MedAnomalyCLIPLib.errors import BundleInvalid
 from MedAnomalyCLIPLib.result import RESEARCH_USE_ONLY, AnomalyResult, Provenance
 
@@ -243,7 +244,7 @@ def test_info_does_not_tell_the_patients_name(run, capsys):
 def test_small_commands_do_not_load_torch(arguments):
     code = f"""
 import sys
-from MedAnomalyCLIPLib.cli import main
+from MedAnomalyCLIPLib.cli import EXIT_DONE, EXIT_USER_ERROR, main
 try:
     code = main({arguments!r})
 except SystemExit as leaving:
@@ -271,3 +272,37 @@ def test_help_tells_the_exit_codes(run, capsys):
         run("detect", "--help")
     printed = capsys.readouterr().out
     assert all(f"\n  {code} " in printed for code in (0, 1, 2, 130))
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Path:
+    """Four pictures in MVTec's layout; a bright square is the lesion."""
+    folder = tmp_path / "made-up"
+    for number, kind in enumerate(("good", "good", "lesion", "lesion")):
+        pixels = np.random.default_rng(number).integers(40, 90, (48, 40), dtype=np.uint8)
+        mask = np.zeros_like(pixels)
+        if kind == "lesion":
+            pixels[10:20, 5:15], mask[10:20, 5:15] = 250, 255
+            (folder / "ground_truth" / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(mask).save(folder / "ground_truth" / kind / f"{number}_mask.png")
+        (folder / "test" / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / "test" / kind / f"{number}.png")
+    (folder / "train" / "good").mkdir(parents=True)
+    Image.fromarray(np.full((48, 40), 60, np.uint8)).save(folder / "train" / "good" / "9.png")
+    return folder
+
+
+def test_evaluation_writes_a_report_and_a_line_for_each_set(tiny_bundle, dataset, tmp_path, capsys):
+    words = ["evaluate", dataset, "--model", tiny_bundle.folder, "--output", tmp_path / "report"]
+    assert main([*map(str, words), "--draws", "0", "--device", "cpu", "--modality", "MR"]) == EXIT_DONE
+    printed = capsys.readouterr().out
+    assert "2 normal, 2 abnormal" in printed
+    assert "pixel AUROC" in printed
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+def test_evaluation_on_a_part_that_is_not_there_names_those_that_are(dataset, tmp_path, capsys):
+    words = ["evaluate", str(dataset), "--split", "valid", "--output", str(tmp_path / "report")]
+    assert main(words) == EXIT_USER_ERROR
+    assert "it has: test, train" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()
