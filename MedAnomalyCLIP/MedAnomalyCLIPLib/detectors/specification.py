@@ -2,13 +2,87 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from ..clip.specification import TowerSpec
 from ..errors import BundleInvalid
 
+ADAPTERS = ("linear", "two_heads")
+PROMPTS = ("coop", "ensemble")
+HEADS = ("segmentation", "detection")
+PRECISIONS = ("float32", "float16")
 FUSIONS = ("mean_then_softmax", "softmax_then_mean")
-IMAGE_SCORES = ("max_map", "mean_map")
+IMAGE_SCORES = ("max_map", "mean_map", "mean_patch")
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """How tapped tokens become features of the space shared with text.
+
+    Attributes:
+        kind: "linear", beside the stream; "two_heads", bottlenecks for map and score that also change the
+            stream, see `adapters.TwoHeadAdapter`.
+        residual: share of each head in the stream, for "two_heads".
+        map_head: which head the map is made of; a detector that was trained on labels alone, without masks,
+            has learned only "detection". Of no effect for "linear", whose heads are one.
+    """
+
+    kind: str = "linear"
+    residual: float = 0.1
+    map_head: str = "segmentation"
+
+    def __post_init__(self) -> None:
+        _known(self.kind, ADAPTERS)
+        _known(self.map_head, HEADS)
+        if not 0 <= self.residual <= 0.5:
+            raise BundleInvalid(f"The residual share must lie in [0, 0.5], not at {self.residual}")
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Where the two text features come from.
+
+    Attributes:
+        prompts: "coop", phrases behind learnable vectors, see `clip.prompts`; "ensemble", hand-written
+            sentences, see `clip.ensembles`. Both are the same for every image, and stored with the detector.
+        length: learnable vectors in front of each phrase, for "coop".
+        name: what the images show, as sentences of an ensemble call it.
+        templates: how many of the 35 templates an ensemble uses.
+    """
+
+    prompts: str = "coop"
+    length: int = 8
+    name: str = ""
+    templates: int = 35
+
+    def __post_init__(self) -> None:
+        _known(self.prompts, PROMPTS)
+        if self.length < 1 or not 1 <= self.templates <= 35:
+            raise BundleInvalid("A prompt needs at least one learnable vector, an ensemble 1 to 35 templates")
+
+
+@dataclass(frozen=True)
+class MemorySpec:
+    """A memory of normal patches whose evidence is averaged with the text's.
+
+    Attributes:
+        rows: features kept for each tap.
+        weight: of the memory's evidence; the text's is 1 - weight.
+        class_token: whether class tokens are kept beside patches. MVFA's published code does so, although it
+            never asks for one.
+        precision: "float32", or "float16" to store the rows in half the space.
+    """
+
+    rows: int
+    weight: float = 0.5
+    class_token: bool = False
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        _known(self.precision, PRECISIONS)
+        if self.rows < 1 or not 0 <= self.weight <= 1:
+            raise BundleInvalid("A memory needs at least one row and a weight in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -19,8 +93,12 @@ class DetectorSpec:
         tower: the CLIP vision tower and its taps.
         scale: what cosines are multiplied with before the softmax, 1 / temperature.
         fusion: order of averaging over taps and softmax, see `scoring.anomaly_map`.
-        image_score: how a map becomes a score, see `scoring.image_score`.
+        image_score: how an image gets its score: "max_map" and "mean_map" of its map; "mean_patch", mean
+            probability of its patches in the detection head.
         smoothing: sigma in network pixels of the Gaussian that smooths the map.
+        adapter: what aligns tokens with text.
+        text: what the text features are made from.
+        memory: normal patches to compare with, if any.
     """
 
     tower: TowerSpec
@@ -28,12 +106,17 @@ class DetectorSpec:
     fusion: str = "softmax_then_mean"
     image_score: str = "max_map"
     smoothing: float = 0.0
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    text: TextSpec = field(default_factory=TextSpec)
+    memory: MemorySpec | None = None
 
     def __post_init__(self) -> None:
-        for value, known in ((self.fusion, FUSIONS), (self.image_score, IMAGE_SCORES)):
-            if value not in known:
-                raise BundleInvalid(
-                    f"Unknown value {value!r} in the detector; choose one of {', '.join(known)}"
-                )
+        _known(self.fusion, FUSIONS)
+        _known(self.image_score, IMAGE_SCORES)
         if not self.scale > 0 or not self.smoothing >= 0:
             raise BundleInvalid("The detector's scale must be positive and its smoothing not negative")
+
+
+def _known(value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise BundleInvalid(f"Unknown value {value!r} in the detector; choose one of {', '.join(known)}")
