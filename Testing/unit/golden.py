@@ -48,7 +48,7 @@ def tiny_spec(preset: str, system: str, size: int, taps: tuple[int, ...]) -> Det
 
 
 def golden_clip(arrays: dict[str, torch.Tensor], spec: DetectorSpec) -> torch.nn.Module:
-    """Both towers; the vision tower keeps random weights where only the text's are at hand."""
+    """Both towers; the vision tower keeps random weights where those at hand leave some out."""
     clip = create_clip(spec.tower)
     state = {key[5:]: value for key, value in arrays.items() if key.startswith("clip/")}
     embedding = torch.zeros_like(clip.token_embedding.weight)

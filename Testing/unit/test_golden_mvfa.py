@@ -11,7 +11,7 @@ import torch
 from golden import CLOSE, everywhere, golden, golden_clip, method_weights, min_max, tiny_spec, whole_golden
 from torch.nn import functional as F
 
-from MedAnomalyCLIPLib.clip.ensembles import ensemble_bank, ensemble_sentences
+from MedAnomalyCLIPLib.clip.ensembles import SentenceEnsemble, ensemble_sentences
 from MedAnomalyCLIPLib.configuration import from_mapping, to_mapping
 from MedAnomalyCLIPLib.detectors.detector import Aligned, AnomalyDetector, HeadFeatures
 from MedAnomalyCLIPLib.detectors.presets import PRESETS
@@ -24,12 +24,6 @@ SIZE, GRID, TAPS = 120, (8, 8), (6, 12, 18, 24)
 ROWS = 2 * 65  # two support images, class tokens included
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
-
-
-@pytest.fixture
-def no_gradients():
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +83,7 @@ def test_the_420_sentences_are_the_published_ones_letter_for_letter(name, sha256
 )
 def test_ensemble_bank_is_the_published_one(arrays, name, key):
     spec = tiny_spec("mvfa_zero_shot", "mvfa", SIZE, TAPS)
-    bank = ensemble_bank(spec.tower, golden_clip(arrays, spec), *ensemble_sentences(name))
+    bank = SentenceEnsemble(spec.tower, *ensemble_sentences(name))(golden_clip(arrays, spec))
     torch.testing.assert_close(bank, arrays[f"out/{key}"].T, **CLOSE)
 
 
@@ -189,22 +183,26 @@ def test_image_loss_takes_probabilities_as_they_are_not_through_a_sigmoid_again(
     assert float(image_loss(sure, sure)) == pytest.approx(0, abs=1e-5)
 
 
+def brain(spec):
+    return replace(spec, text=replace(spec.text, name="Brain"))
+
+
 def test_published_names_are_all_accounted_for(arrays):
-    detector = AnomalyDetector(tiny_spec("mvfa_zero_shot", "mvfa", SIZE, TAPS))
-    vision = {key[6:]: value for key, value in detector.state_dict().items() if key.startswith("tower.")}
+    spec = brain(tiny_spec("mvfa_zero_shot", "mvfa", SIZE, TAPS))
+    detector, clip = AnomalyDetector(spec), golden_clip(arrays, spec)
     weights = method_weights(arrays)
-    load_published(detector, "mvfa_zero_shot", weights, vision)
-    torch.testing.assert_close(
-        detector.adapters[2].detection.up.weight, weights["det_adapters/2.fc2.0.weight"]
-    )
+    load_published(detector, "mvfa_zero_shot", weights, clip)
+    assert torch.equal(detector.adapters[2].detection.up.weight, weights["det_adapters/2.fc2.0.weight"])
+    torch.testing.assert_close(detector.text_bank, arrays["out/text_features"].T, **CLOSE)
+
     stray = torch.zeros(1)
     with pytest.raises(BundleInvalid, match=r"seg_adapters/0\.fc3\.weight"):
-        load_published(detector, "mvfa_zero_shot", {**weights, "seg_adapters/0.fc3.weight": stray}, vision)
+        load_published(detector, "mvfa_zero_shot", {**weights, "seg_adapters/0.fc3.weight": stray}, clip)
     with pytest.raises(BundleInvalid, match=r"adapters\.4\.segmentation\.down\.weight has no place"):
-        load_published(detector, "mvfa_zero_shot", {**weights, "seg_adapters/4.fc1.0.weight": stray}, vision)
+        load_published(detector, "mvfa_zero_shot", {**weights, "seg_adapters/4.fc1.0.weight": stray}, clip)
     del weights["det_adapters/2.fc2.0.weight"]
     with pytest.raises(BundleInvalid, match=r"adapters\.2\.detection\.up\.weight is missing"):
-        load_published(detector, "mvfa_zero_shot", weights, vision)
+        load_published(detector, "mvfa_zero_shot", weights, clip)
 
 
 def test_presets_come_back_from_json():
@@ -216,18 +214,11 @@ def test_presets_come_back_from_json():
 @pytest.mark.parametrize(("activation", "prefix"), [("gelu", "out"), ("quick_gelu", "out_quickgelu")])
 def test_at_full_depth_images_give_the_published_features_maps_and_scores(activation, prefix):
     whole = whole_golden("mvfa")
-    spec = tiny_spec("mvfa_zero_shot", "mvfa", SIZE, TAPS)
+    spec = brain(tiny_spec("mvfa_zero_shot", "mvfa", SIZE, TAPS))
     spec = replace(spec, tower=replace(spec.tower, activation=activation))
     detector = AnomalyDetector(spec).eval()
-    load_published(
-        detector,
-        "mvfa_zero_shot",
-        method_weights(whole),
-        {key[5:]: value for key, value in whole.items() if key.startswith("clip/")},
-    )
-    bank = ensemble_bank(spec.tower, golden_clip(whole, spec), *ensemble_sentences("Brain"))
-    torch.testing.assert_close(bank, whole[f"{prefix}/text_features"].T, **CLOSE)
-    detector.text_bank.copy_(bank)
+    load_published(detector, "mvfa_zero_shot", method_weights(whole), golden_clip(whole, spec))
+    torch.testing.assert_close(detector.text_bank, whole[f"{prefix}/text_features"].T, **CLOSE)
     seen = detector.align(whole["in/image_test"])
     if prefix == "out":
         for i in range(4):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .specification import TowerSpec
@@ -77,22 +77,28 @@ def ensemble_sentences(name: str, templates: int = len(TEMPLATES)) -> tuple[list
     return normal, abnormal
 
 
-def ensemble_bank(spec: TowerSpec, clip: Any, normal: Sequence[str], abnormal: Sequence[str]) -> Tensor:
-    """Text bank of sentences: each brought to unit length, averaged over its class, and again.
+class SentenceEnsemble(nn.Module):
+    """Sentences whose features are brought to unit length, averaged over their class, and again.
 
     Shapes:
         returns: (2, E), unit length, normal first.
     """
-    tokenizer = create_tokenizer(spec)
-    classes = []
-    with torch.no_grad():
-        for sentences in (normal, abnormal):
-            token_ids = tokenizer(list(sentences)).to(clip.positional_embedding.device)
-            features = torch.cat([clip.encode_text(ids) for ids in token_ids.split(SENTENCES_AT_ONCE)])
-            classes.append(mean_direction(features))
-    return torch.stack(classes)
 
+    token_ids: Tensor
 
-def mean_direction(features: Tensor) -> Tensor:
-    """Unit vector along the mean of unit vectors; (..., T, E) to (..., E)."""
-    return F.normalize(F.normalize(features, dim=-1).mean(-2), dim=-1)
+    def __init__(self, spec: TowerSpec, normal: Sequence[str], abnormal: Sequence[str]) -> None:
+        super().__init__()
+        self.normal_count = len(normal)
+        token_ids = create_tokenizer(spec)([*normal, *abnormal])
+        self.register_buffer("token_ids", token_ids, persistent=False)
+
+    def forward(self, clip: Any) -> Tensor:
+        batches = self.token_ids.split(SENTENCES_AT_ONCE)
+        features = torch.cat([clip.encode_text(token_ids) for token_ids in batches])
+        return self.average(features)
+
+    def average(self, features: Tensor) -> Tensor:
+        """(..., T, E) features of the sentences to (..., 2, E)."""
+        unit = F.normalize(features, dim=-1)
+        classes = unit[..., : self.normal_count, :].mean(-2), unit[..., self.normal_count :, :].mean(-2)
+        return F.normalize(torch.stack(classes, dim=-2), dim=-1)

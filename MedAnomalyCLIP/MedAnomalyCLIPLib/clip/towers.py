@@ -72,7 +72,7 @@ class TappedClipViT(nn.Module):
 
     visual: Any
 
-    def __init__(self, visual: Any, taps: Sequence[int]) -> None:
+    def __init__(self, visual: Any, taps: Sequence[int], *, attention: bool = True) -> None:
         super().__init__()
         if not hasattr(visual, "transformer") or not hasattr(visual, "_embeds"):
             raise BundleInvalid("Only open_clip's vision transformers can be tapped, not its other towers")
@@ -81,6 +81,7 @@ class TappedClipViT(nn.Module):
             raise BundleInvalid(f"Tap {taps[-1]} lies beyond the tower's {depth} layers")
         self.visual = visual
         self.taps = tuple(taps)
+        self.attention = attention
 
     @property
     def width(self) -> int:
@@ -103,7 +104,7 @@ class TappedClipViT(nn.Module):
         tokens = self.visual._embeds(images)
         patches, classes = [], []
         for layer, block in enumerate(self.visual.transformer.resblocks, start=1):
-            tokens = block(tokens)
+            tokens = block(tokens) if self.attention else tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
             if inject is not None:
                 tokens = inject(layer, tokens)
             if layer in self.taps:
@@ -142,13 +143,18 @@ def create_clip(spec: TowerSpec) -> nn.Module:
     Raises:
         BundleInvalid: the model is unknown, or of a family other than CLIP's two plain towers.
     """
+    open_clip = import_open_clip()
     config = model_config(spec)
     config.pop("custom_text", None)
     try:
-        clip = import_open_clip().CLIP(**config)
+        clip = open_clip.CLIP(**config)
     except TypeError as error:
         raise BundleInvalid(f"{spec.model} is not a plain CLIP with two towers ({error})") from error
     _put_stem(clip.visual, spec)
+    if spec.text_activation is not None:
+        quick = spec.text_activation == "quick_gelu"
+        for block in clip.transformer.resblocks:
+            block.mlp.gelu = open_clip.transformer.QuickGELU() if quick else nn.GELU()
     return clip.eval()
 
 
@@ -160,7 +166,7 @@ def create_vision_tower(spec: TowerSpec) -> TappedClipViT:
 
     visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"], config["quick_gelu"])
     _put_stem(visual, spec)
-    return TappedClipViT(visual, spec.taps).eval()
+    return TappedClipViT(visual, spec.taps, attention=spec.attention).eval()
 
 
 def _put_stem(visual: Any, spec: TowerSpec) -> None:

@@ -48,8 +48,44 @@ def _mvfa(image_score: str, map_head: str = "segmentation", memory: MemorySpec |
 # Four normal images in eleven views each, with 17 x 17 patches and a class token.
 _MVFA_MEMORY = MemorySpec(rows=4 * 11 * 290, class_token=True)
 
+
+def _mediclip(scale: float, fusion: str, causal: bool) -> Preset:
+    return Preset(
+        DetectorSpec(
+            TowerSpec("ViT-L-14", 224, (12, 18, 24), activation="quick_gelu"),
+            scale=scale,
+            fusion=fusion,
+            text=TextSpec(causal=causal),
+        ),
+        interpolation="bilinear",
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        source="Zhang et al., MICCAI 2024; cnulab/MediCLIP ca99858",
+    )
+
+
+_MEDVMAD = Preset(
+    DetectorSpec(
+        TowerSpec("ViT-L-14-336", 336, (6, 12, 18, 24), text_activation="quick_gelu", attention=False),
+        scale=1.0,
+        image_score="mean_patch",
+        smoothing=4.0,
+        adapter=AdapterSpec("two_heads", residual=0.1),
+        text=TextSpec(
+            normal=("object",), abnormal=("abnormal object",), length=12, deep_depth=9, deep_length=4
+        ),
+    ),
+    interpolation="bicubic",
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    source="Guntur, course report, 2024; deeptiguntur/MedVMAD 3616c3e",
+)
+
 PRESETS = {
     "mvfa_zero_shot": _mvfa("mean_patch"),
     "mvfa_few_shot": _mvfa("max_map", memory=_MVFA_MEMORY),
     "mvfa_few_shot_labels": _mvfa("mean_patch", "detection", _MVFA_MEMORY),
+    "mediclip": _mediclip(1.0, "mean_then_softmax", causal=False),
+    "mediclip_paper": _mediclip(1 / 0.07, "softmax_then_mean", causal=True),
+    "medvmad": _MEDVMAD,
 }

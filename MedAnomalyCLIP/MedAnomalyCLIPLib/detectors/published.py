@@ -3,62 +3,82 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import BundleInvalid
 from .detector import AnomalyDetector
+from .text import create_prompts
 
 Names = tuple[tuple[str, str], ...]
 
-# Published name, as a pattern, and ours. MVFA's checkpoint holds two state dicts, joined here by their key.
-TWO_HEADS: Names = (
+# Published name, as a pattern, and ours; "" for what the published code saves and never reads. Checkpoints of
+# several state dicts are joined, the name of each in front.
+_TWO_HEADS: Names = (
     (r"seg_adapters[./](\d+)\.fc1\.0\.weight", r"adapters.\1.segmentation.down.weight"),
     (r"seg_adapters[./](\d+)\.fc2\.0\.weight", r"adapters.\1.segmentation.up.weight"),
     (r"det_adapters[./](\d+)\.fc1\.0\.weight", r"adapters.\1.detection.down.weight"),
     (r"det_adapters[./](\d+)\.fc2\.0\.weight", r"adapters.\1.detection.up.weight"),
 )
+_MEDICLIP: Names = (
+    (r"(?:adapter|adapter_state_dict)[./](\d+)_adapter\.0\.(weight|bias)", r"adapters.\1.linear.\2"),
+    (r"(?:prompt_state_dict[./])?ctx[./](normal|abnormal)_end", r"prompts.\1"),
+)
+_PROMPT_LEARNER: Names = (
+    (r"(?:prompt_learner[./])?ctx_pos", "prompts.normal"),
+    (r"(?:prompt_learner[./])?ctx_neg", "prompts.abnormal"),
+    (r"(?:prompt_learner[./])?compound_prompts_text\.(\d+)", r"prompts.deep.\1"),
+    (r"(?:prompt_learner[./])?(?:token_(?:prefix|suffix)|tokenized_prompts)_(?:pos|neg)", ""),
+    (r"(?:prompt_learner[./])?compound_prompt_projections\.\d+\.(?:weight|bias)", ""),
+)
 NAMES: dict[str, Names] = {
-    "mvfa_zero_shot": TWO_HEADS,
-    "mvfa_few_shot": TWO_HEADS,
-    "mvfa_few_shot_labels": TWO_HEADS,
+    "mvfa_zero_shot": _TWO_HEADS,
+    "mvfa_few_shot": _TWO_HEADS,
+    "mvfa_few_shot_labels": _TWO_HEADS,
+    "mediclip": _MEDICLIP,
+    "mediclip_paper": _MEDICLIP,
+    "medvmad": (*_TWO_HEADS, *_PROMPT_LEARNER),
 }
+_PARTS = ("tower.", "adapters.", "prompts.")
 
 
-def load_published(
-    detector: AnomalyDetector, preset: str, weights: Mapping[str, Tensor], clip: Mapping[str, Tensor]
-) -> None:
-    """Put published weights in place.
+@torch.no_grad()
+def load_published(detector: AnomalyDetector, preset: str, weights: Mapping[str, Tensor], clip: Any) -> None:
+    """Put published weights in place, and the text features that follow from them.
 
     Args:
         detector: of that preset's kind; changed in place.
         preset: name of the published system.
         weights: what its checkpoint holds beside CLIP.
-        clip: state dict of its CLIP, as open_clip names it; the text side is not needed.
+        clip: both towers of its CLIP, as `clip.towers.create_clip` builds them.
 
     Raises:
         BundleInvalid: a name or shape does not fit, or a weight is missing; all of them are listed.
     """
-    state = {f"tower.{key}": value for key, value in clip.items() if key.startswith("visual.")}
+    prompts = create_prompts(detector.spec.text, detector.spec.tower, clip)
+    state = {f"tower.visual.{key}": value for key, value in clip.visual.state_dict().items()}
     state |= renamed(weights, NAMES[preset])
-    expected = {
-        key: value for key, value in detector.state_dict().items() if key.startswith(("tower.", "adapters."))
-    }
+    expected = {key: value for key, value in detector.state_dict().items() if key.startswith(_PARTS)}
+    expected |= {f"prompts.{key}": value for key, value in prompts.state_dict().items()}
     faults = [f"{key} is missing" for key in expected if key not in state]
     faults += [f"{key} has no place" for key in state if key not in expected]
     faults += [
         f"{key} is {tuple(value.shape)}, not {tuple(expected[key].shape)}"
         for key, value in state.items()
-        if key in expected and value.shape != expected[key].shape
+        if key in expected and value.squeeze().shape != expected[key].squeeze().shape
     ]
     if faults:
         raise BundleInvalid(f"The weights do not fit {preset}: {'; '.join(sorted(faults))}")
-    detector.load_state_dict(state, strict=False)
+    for key, value in state.items():
+        expected[key].copy_(value.reshape(expected[key].shape))  # a 1x1 convolution is a linear map
+    detector.text_bank.copy_(prompts(clip))
 
 
 def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
-    """Weights under our names.
+    """Weights under our names, without those that the published code never reads.
 
     Raises:
         BundleInvalid: listing every name that no pattern fits.
@@ -67,10 +87,10 @@ def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     unknown = sorted(key for key, name in ours.items() if name is None)
     if unknown:
         raise BundleInvalid(f"Nothing is known of the published weights {', '.join(unknown)}")
-    return {name: weights[key] for key, name in ours.items() if name is not None}
+    return {name: weights[key] for key, name in ours.items() if name}
 
 
-def _our_name(key: str, names: Iterable[tuple[str, str]]) -> str | None:
+def _our_name(key: str, names: Names) -> str | None:
     for pattern, name in names:
         found = re.fullmatch(pattern, key)
         if found:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ..clip.phrases import ABNORMAL_PHRASES, NORMAL_PHRASES
 from ..clip.specification import TowerSpec
 from ..errors import BundleInvalid
 
 ADAPTERS = ("linear", "two_heads")
 PROMPTS = ("coop", "ensemble")
+POSITIONS = ("before", "around", "after")
 HEADS = ("segmentation", "detection")
 PRECISIONS = ("float32", "float16")
 FUSIONS = ("mean_then_softmax", "softmax_then_mean")
@@ -44,22 +46,39 @@ class TextSpec:
     """Where the two text features come from.
 
     Attributes:
-        prompts: "coop", phrases behind learnable vectors, see `clip.prompts`; "ensemble", hand-written
+        prompts: "coop", phrases beside learnable vectors, see `clip.prompts`; "ensemble", hand-written
             sentences, see `clip.ensembles`. Both are the same for every image, and stored with the detector.
-        length: learnable vectors in front of each phrase, for "coop".
+        normal, abnormal: phrases, for "coop".
+        length: learnable vectors beside each phrase, for "coop".
+        position: where they stand, "before", "around" or "after" the phrase.
+        deep_depth: layers of the text tower that get vectors of their own, the prompt itself among them.
+        deep_length: how many vectors overwrite words before each of the others.
+        causal: whether a token sees only those before it, as CLIP was trained; MediCLIP's published code
+            leaves the mask out.
         name: what the images show, as sentences of an ensemble call it.
         templates: how many of the 35 templates an ensemble uses.
     """
 
     prompts: str = "coop"
+    normal: tuple[str, ...] = NORMAL_PHRASES
+    abnormal: tuple[str, ...] = ABNORMAL_PHRASES
     length: int = 8
+    position: str = "before"
+    deep_depth: int = 1
+    deep_length: int = 0
+    causal: bool = True
     name: str = ""
     templates: int = 35
 
     def __post_init__(self) -> None:
         _known(self.prompts, PROMPTS)
-        if self.length < 1 or not 1 <= self.templates <= 35:
-            raise BundleInvalid("A prompt needs at least one learnable vector, an ensemble 1 to 35 templates")
+        _known(self.position, POSITIONS)
+        if not self.normal or not self.abnormal or self.length < 1 or not 1 <= self.templates <= 35:
+            raise BundleInvalid(
+                "Prompts need phrases of both kinds and a learnable vector, an ensemble 1 to 35 templates"
+            )
+        if self.deep_depth < 1 or self.deep_length < 0:
+            raise BundleInvalid("Deep prompts need a depth of at least 1 and no negative length")
 
 
 @dataclass(frozen=True)
