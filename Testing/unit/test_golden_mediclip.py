@@ -42,7 +42,9 @@ def replayed(monkeypatch, arrays):
     """Vision towers that give the published tokens, so that all that follows them is compared alone."""
     stored = arrays["out/tap_tokens"]
     tokens = TappedTokens(tuple(stored[:, :, 1:]), tuple(stored[:, :, 0]), torch.zeros(2, 32), GRID)
-    monkeypatch.setattr("MedAnomalyCLIPLib.clip.towers.TappedClipViT.forward", lambda self, images: tokens)
+    monkeypatch.setattr(
+        "MedAnomalyCLIPLib.clip.towers.TappedClipViT.forward", lambda self, images, inject: tokens
+    )
 
 
 NO_IMAGES = torch.zeros(2, 3, SIZE, SIZE)

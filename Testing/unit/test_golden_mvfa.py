@@ -46,16 +46,17 @@ def heads(stored):
 
 
 def aligned(arrays):
-    return Aligned(heads(arrays["out/seg_aligned"]), heads(arrays["out/det_aligned"]), GRID)
+    return Aligned(heads(arrays["out/seg_aligned"]), heads(arrays["out/det_aligned"]), GRID, NO_POOLED)
 
 
 @pytest.fixture
 def replayed(monkeypatch, arrays):
     """Detectors that see the published features, so that all that follows them is compared alone."""
-    monkeypatch.setattr(AnomalyDetector, "align", lambda self, images: aligned(arrays))
+    monkeypatch.setattr(AnomalyDetector, "align", lambda self, images, features: aligned(arrays))
 
 
 NO_IMAGES = torch.zeros(3, 3, SIZE, SIZE)
+NO_POOLED = torch.zeros(3, 32)
 
 
 def test_text_tower_gives_the_published_features(arrays):
@@ -155,7 +156,7 @@ def test_zero_shot_score_of_a_test_set_scaled_by_itself_says_nothing_about_one_i
 
 
 def test_losses_of_each_tap_are_the_published_ones(arrays):
-    mask = arrays["in/mask_test"][1].float()
+    mask = arrays["in/mask_test[1:2]"][0].float()
     for i, features in enumerate(aligned(arrays).segmentation.patches):
         logits = 100 * F.normalize(features[1:2], dim=-1) @ arrays["out/text_features"]
         logits = F.interpolate(logits.mT.unflatten(2, GRID), size=SIZE, mode="bilinear", align_corners=True)

@@ -21,17 +21,18 @@ def encode_embeddings(
         embeddings: (T, C, width).
         token_ids: (T, C), which tell where each text ends.
         causal: whether a token sees only those before it, as CLIP was trained.
-        rewrite: called as rewrite(layer, tokens) after every layer, 1-based, with (T, C, width) tokens; what
+        rewrite: called as rewrite(layer, tokens) after every layer, 1-based, with (T, n, width) tokens; what
             it returns goes on into the next layer.
 
     Returns:
         (T, E), not normalised.
     """
-    mask = clip.attn_mask if causal else None
-    tokens = embeddings + clip.positional_embedding
+    ends = token_ids.argmax(dim=-1)  # the end token has the highest id of all
+    length = int(ends.max()) + 1 if causal else embeddings.shape[1]  # nothing looks at what comes after
+    mask = clip.attn_mask[:length, :length] if causal else None
+    tokens = embeddings[:, :length] + clip.positional_embedding[:length]
     for layer, block in enumerate(clip.transformer.resblocks, start=1):
         tokens = block(tokens, attn_mask=mask)
         if rewrite is not None:
             tokens = rewrite(layer, tokens)
-    ends = token_ids.argmax(dim=-1)  # the end token has the highest id of all
     return clip.ln_final(tokens)[torch.arange(len(tokens)), ends] @ clip.text_projection

@@ -89,6 +89,12 @@ class TappedClipViT(nn.Module):
         return int(self.visual.positional_embedding.shape[1])
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the patches."""
+        height, width = self.visual.grid_size
+        return int(height), int(width)
+
+    @property
     def embed_dim(self) -> int:
         """E, the size of the space shared with text."""
         return int(self.visual.output_dim)
@@ -98,10 +104,14 @@ class TappedClipViT(nn.Module):
 
         Args:
             images: (B, 3, S, S).
-            inject: called as inject(layer, tokens) after every layer, 1-based, with (B, 1 + N, D) tokens;
-                what it returns goes on into the next layer, and is what a tap at this layer reads.
+            inject: called as inject(layer, tokens) with (B, 1 + N, D) tokens, before the first layer as layer
+                0, then after every layer. What it returns goes on into the next layer, and is what a tap at
+                this layer reads; tokens that it appends behind the patches are never read.
         """
+        height, width = self.grid
         tokens = self.visual._embeds(images)
+        if inject is not None:
+            tokens = inject(0, tokens)
         patches, classes = [], []
         for layer, block in enumerate(self.visual.transformer.resblocks, start=1):
             tokens = block(tokens) if self.attention else tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
@@ -109,12 +119,11 @@ class TappedClipViT(nn.Module):
                 tokens = inject(layer, tokens)
             if layer in self.taps:
                 classes.append(tokens[:, 0])
-                patches.append(tokens[:, 1:])
+                patches.append(tokens[:, 1 : 1 + height * width])
         pooled, _ = self.visual._pool(tokens)
         if self.visual.proj is not None:
             pooled = pooled @ self.visual.proj
-        height, width = self.visual.grid_size
-        return TappedTokens(tuple(patches), tuple(classes), pooled, (int(height), int(width)))
+        return TappedTokens(tuple(patches), tuple(classes), pooled, self.grid)
 
 
 def model_config(spec: TowerSpec) -> dict[str, Any]:
@@ -156,6 +165,13 @@ def create_clip(spec: TowerSpec) -> nn.Module:
         for block in clip.transformer.resblocks:
             block.mlp.gelu = open_clip.transformer.QuickGELU() if quick else nn.GELU()
     return clip.eval()
+
+
+def create_text_tower(spec: TowerSpec) -> nn.Module:
+    """The text tower alone, with random weights, for detectors whose text an image takes part in."""
+    clip = create_clip(spec)
+    del clip.visual, clip.logit_scale
+    return clip
 
 
 def create_vision_tower(spec: TowerSpec) -> TappedClipViT:

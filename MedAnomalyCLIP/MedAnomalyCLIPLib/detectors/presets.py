@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..clip.specification import TowerSpec
-from .specification import AdapterSpec, DetectorSpec, MemorySpec, TextSpec
+from .specification import (
+    AdapterSpec,
+    DetectorSpec,
+    FeatureFusionSpec,
+    MemorySpec,
+    TextSpec,
+    VisualPromptSpec,
+)
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -81,6 +88,29 @@ _MEDVMAD = Preset(
     source="Guntur, course report, 2024; deeptiguntur/MedVMAD 3616c3e",
 )
 
+
+def _adaclip(source: str, feature_fusion: FeatureFusionSpec | None = None) -> Preset:
+    return Preset(
+        DetectorSpec(
+            TowerSpec("ViT-L-14-336", 518, (6, 12, 18, 24)),
+            scale=100.0,
+            fusion="mean_then_softmax",
+            image_score="class_and_clusters",
+            smoothing=4.0,
+            text=TextSpec("hybrid", deep_depth=4, deep_length=5, templates=4),
+            visual_prompts=VisualPromptSpec(length=5, depth=4),
+            feature_fusion=feature_fusion,
+        ),
+        interpolation="bicubic",
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
+        source=source,
+    )
+
+
+# Outputs of a Stable Diffusion v1 UNet: 77 of the channels are maps of its cross-attention.
+_UNET_CHANNELS = (320, 717, 1357, 1280)
+
 PRESETS = {
     "mvfa_zero_shot": _mvfa("mean_patch"),
     "mvfa_few_shot": _mvfa("max_map", memory=_MVFA_MEMORY),
@@ -88,4 +118,9 @@ PRESETS = {
     "mediclip": _mediclip(1.0, "mean_then_softmax", causal=False),
     "mediclip_paper": _mediclip(1 / 0.07, "softmax_then_mean", causal=True),
     "medvmad": _MEDVMAD,
+    "adaclip": _adaclip("Cao et al., ECCV 2024; caoyunkang/AdaCLIP e27ee32"),
+    "diffusionclip": _adaclip(
+        "EAAI 161, 112181, 2025; wossg-999/DiffusionCLIP 6992f0d",
+        FeatureFusionSpec(_UNET_CHANNELS, resize="line", join="norm"),
+    ),
 }

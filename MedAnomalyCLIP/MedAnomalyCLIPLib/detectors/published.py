@@ -34,6 +34,21 @@ _PROMPT_LEARNER: Names = (
     (r"(?:prompt_learner[./])?(?:token_(?:prefix|suffix)|tokenized_prompts)_(?:pos|neg)", ""),
     (r"(?:prompt_learner[./])?compound_prompt_projections\.\d+\.(?:weight|bias)", ""),
 )
+_ADACLIP: Names = (
+    (r"patch_token_layer\.head\.(\d+)\.(weight|bias)", r"adapters.\1.linear.\2"),
+    (r"cls_token_layer\.head\.0\.(weight|bias)", r"class_head.\1"),
+    (r"visual_prompter\.static_prompts\.(\d+)", r"visual_prompts.static.\1"),
+    (r"dynamic_visual_prompt_generator\.head\.(\d+)\.(weight|bias)", r"visual_prompts.dynamic.\1.\2"),
+    (r"dynamic_text_prompt_generator\.head\.(\d+)\.(weight|bias)", r"text.prompts.dynamic.\1.\2"),
+    (r"text_prompter\.static_prompts\.0", ""),  # for the first layer, whose words stay
+    *((rf"text_prompter\.static_prompts\.{i}", f"text.prompts.static.{i - 1}") for i in range(1, 24)),
+)
+_FEATURE_FUSION: Names = (
+    (r"sd_token_adapters\.(\d+)\.proj\.(weight|bias)", r"feature_fusion.\1.project.\2"),
+    (r"sd_token_adapters\.(\d+)\.norm\.(weight|bias)", r"feature_fusion.\1.norm.\2"),
+    (r"sd_fusion_blocks\.(\d+)\.gate\.(\d)\.(weight|bias)", r"feature_fusion.\1.gate.\2.\3"),
+    (r"sd_fusion_blocks\.(\d+)\.out_norm\.(weight|bias)", r"feature_fusion.\1.out_norm.\2"),
+)
 NAMES: dict[str, Names] = {
     "mvfa_zero_shot": _TWO_HEADS,
     "mvfa_few_shot": _TWO_HEADS,
@@ -41,8 +56,10 @@ NAMES: dict[str, Names] = {
     "mediclip": _MEDICLIP,
     "mediclip_paper": _MEDICLIP,
     "medvmad": (*_TWO_HEADS, *_PROMPT_LEARNER),
+    "adaclip": _ADACLIP,
+    "diffusionclip": (*_ADACLIP, *_FEATURE_FUSION),
 }
-_PARTS = ("tower.", "adapters.", "prompts.")
+_NOT_PUBLISHED = ("text_bank", "memory.", "map_fusion.", "score_fusion.")  # made, not stored
 
 
 @torch.no_grad()
@@ -58,11 +75,16 @@ def load_published(detector: AnomalyDetector, preset: str, weights: Mapping[str,
     Raises:
         BundleInvalid: a name or shape does not fit, or a weight is missing; all of them are listed.
     """
-    prompts = create_prompts(detector.spec.text, detector.spec.tower, clip)
     state = {f"tower.visual.{key}": value for key, value in clip.visual.state_dict().items()}
     state |= renamed(weights, NAMES[preset])
-    expected = {key: value for key, value in detector.state_dict().items() if key.startswith(_PARTS)}
-    expected |= {f"prompts.{key}": value for key, value in prompts.state_dict().items()}
+    expected = {k: v for k, v in detector.state_dict().items() if not k.startswith(_NOT_PUBLISHED)}
+    prompts = None
+    if detector.spec.text.prompts == "hybrid":
+        text_side = {k: v for k, v in clip.state_dict().items() if f"text.tower.{k}" in expected}
+        state |= {f"text.tower.{key}": value for key, value in text_side.items()}
+    else:
+        prompts = create_prompts(detector.spec.text, detector.spec.tower, clip)
+        expected |= {f"prompts.{key}": value for key, value in prompts.state_dict().items()}
     faults = [f"{key} is missing" for key in expected if key not in state]
     faults += [f"{key} has no place" for key in state if key not in expected]
     faults += [
@@ -74,7 +96,8 @@ def load_published(detector: AnomalyDetector, preset: str, weights: Mapping[str,
         raise BundleInvalid(f"The weights do not fit {preset}: {'; '.join(sorted(faults))}")
     for key, value in state.items():
         expected[key].copy_(value.reshape(expected[key].shape))  # a 1x1 convolution is a linear map
-    detector.text_bank.copy_(prompts(clip))
+    if prompts is not None:
+        detector.text_bank.copy_(prompts(clip))
 
 
 def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
