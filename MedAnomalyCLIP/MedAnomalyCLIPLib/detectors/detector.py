@@ -198,7 +198,12 @@ class AnomalyDetector(nn.Module):
         """(B, S, S) anomaly map from text alone, before smoothing; text is (2, E) or (B, 2, E)."""
         cosines = [two_class_cosines(f, text.float()) for f in self.map_head(aligned).patches]
         return anomaly_map(
-            cosines, aligned.grid, self.spec.tower.image_size, scale=self.spec.scale, fusion=self.spec.fusion
+            cosines,
+            aligned.grid,
+            self.spec.tower.image_size,
+            scale=self.spec.scale,
+            fusion=self.spec.fusion,
+            enlarged=self.spec.enlarged,
         )
 
     def patch_score(self, aligned: Aligned, text: Tensor, valid: Tensor) -> Tensor:

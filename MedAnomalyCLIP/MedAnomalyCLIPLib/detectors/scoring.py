@@ -22,11 +22,15 @@ def two_class_cosines(features: Tensor, text: Tensor) -> Tensor:
 
 
 def anomaly_map(
-    cosines: Sequence[Tensor], grid: tuple[int, int], size: int, *, scale: float, fusion: str
+    cosines: Sequence[Tensor],
+    grid: tuple[int, int],
+    size: int,
+    *,
+    scale: float,
+    fusion: str,
+    enlarged: str = "logits",
 ) -> Tensor:
     """Probability of "abnormal" at each pixel of the network's input, fused over taps.
-
-    Logits are up-sampled before the softmax (bilinear, corners aligned, as all four published systems do).
 
     Args:
         cosines: L times (B, 2, N), N = h * w.
@@ -35,6 +39,9 @@ def anomaly_map(
         scale: 1 / temperature.
         fusion: "mean_then_softmax" averages logits over taps (MediCLIP's code); "softmax_then_mean" averages
             probabilities (MediCLIP's paper; MVFA up to the factor L).
+        enlarged: what is brought to pixels, bilinear: "logits" before the softmax, corners aligned (MVFA,
+            MediCLIP, AdaCLIP and those built on them), or "probabilities" after it, edges aligned
+            (AnomalyCLIP).
 
     Returns:
         (B, S, S) in [0, 1].
@@ -42,6 +49,9 @@ def anomaly_map(
     logits = [scale * c.unflatten(2, grid) for c in cosines]
     if fusion == "mean_then_softmax":
         logits = [torch.stack(logits).mean(0)]
+    if enlarged == "probabilities":
+        mean = torch.stack([m.softmax(1)[:, 1:] for m in logits]).mean(0)
+        return F.interpolate(mean, size=(size, size), mode="bilinear", align_corners=False)[:, 0]
     maps = [enlarge(m, size).softmax(1)[:, 1] for m in logits]
     return torch.stack(maps).mean(0)
 

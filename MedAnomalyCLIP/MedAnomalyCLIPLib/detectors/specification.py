@@ -16,6 +16,7 @@ HEADS = ("segmentation", "detection")
 PRECISIONS = ("float32", "float16")
 FUSIONS = ("mean_then_softmax", "softmax_then_mean")
 IMAGE_SCORES = ("max_map", "mean_map", "mean_patch", "class_and_clusters")
+ENLARGED = ("logits", "probabilities")
 RESIZES = ("grid", "line")
 JOINS = ("zero", "norm")
 
@@ -187,6 +188,7 @@ class DetectorSpec:
         visual_prompts: prompts in the vision tower, if any.
         feature_fusion: feature maps from elsewhere, if any; they are handed in beside the images.
         clusters: numbers of "class_and_clusters".
+        enlarged: what is brought from patches to pixels, see `scoring.anomaly_map`.
     """
 
     tower: TowerSpec
@@ -200,9 +202,11 @@ class DetectorSpec:
     visual_prompts: VisualPromptSpec | None = None
     feature_fusion: FeatureFusionSpec | None = None
     clusters: ClusterSpec = field(default_factory=ClusterSpec)
+    enlarged: str = "logits"
 
     def __post_init__(self) -> None:
         _known(self.fusion, FUSIONS)
+        _known(self.enlarged, ENLARGED)
         _known(self.image_score, IMAGE_SCORES)
         fused = self.feature_fusion
         if fused is not None and len(fused.channels) != len(self.tower.taps):
