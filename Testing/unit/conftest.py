@@ -53,3 +53,12 @@ def tiny_bundle(tmp_path, tiny_manifest):
     detector = AnomalyDetector(tiny_manifest.detector)
     detector.text_bank.copy_(torch.nn.functional.normalize(torch.randn(2, 32), dim=-1))
     return save_bundle(tmp_path / "tiny", tiny_manifest, detector, "# tiny\n")
+
+
+@pytest.fixture
+def no_gradients():
+    """For tests that compare numbers and train nothing."""
+    import torch
+
+    with torch.no_grad():
+        yield

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 from MedAnomalyCLIPLib.clip.importing import import_open_clip
-from MedAnomalyCLIPLib.clip.prompts import CoOpPrompts, encode_embeddings
+from MedAnomalyCLIPLib.clip.prompts import CoOpPrompts, vectors_at
 from MedAnomalyCLIPLib.clip.specification import TowerSpec
+from MedAnomalyCLIPLib.clip.text import encode_embeddings
 from MedAnomalyCLIPLib.clip.tokenizer import REDUCED_MERGES, create_tokenizer
 from MedAnomalyCLIPLib.clip.towers import (
     TappedClipViT,
@@ -170,8 +171,10 @@ def test_prompts_are_two_unit_vectors_that_their_context_moves(clip, tiny_tower)
     bank = prompts(clip)
     torch.testing.assert_close(bank.norm(dim=-1), torch.ones(2))
     bank.sum().backward()
-    assert prompts.context.shape == (21, 8, 32)
-    assert float(prompts.context.grad.abs().amin(dim=(1, 2)).max()) > 0
+    assert prompts.normal.shape == (10, 8, 32)
+    assert prompts.abnormal.shape == (11, 8, 32)
+    for vectors in (prompts.normal, prompts.abnormal):
+        assert float(vectors.grad.abs().amin(dim=(1, 2)).max()) > 0
 
 
 def test_each_phrase_follows_its_learnable_vectors(clip, tiny_tower):
@@ -180,6 +183,37 @@ def test_each_phrase_follows_its_learnable_vectors(clip, tiny_tower):
     start, words = alone[0], alone[1 : int(alone.argmax()) + 1]
     assert prompts.token_ids[0, 0] == start
     assert torch.equal(prompts.token_ids[0, 4 : 4 + len(words)], words)
+
+
+@pytest.mark.parametrize(
+    ("position", "expected"),
+    [
+        ("before", [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ("around", [0, 1, 4, 5, 2, 3, 6, 7, 8]),
+        ("after", [0, 4, 5, 1, 2, 3, 6, 7, 8]),
+    ],
+)
+def test_vectors_stand_where_they_are_told_beside_a_phrase_of_two_tokens(position, expected):
+    assert vectors_at(position, 3, 2, 9) == expected
+
+
+def test_each_tower_has_the_activation_it_is_told(tiny_tower):
+    mixed = create_clip(replace(tiny_tower, text_activation="quick_gelu"))
+    x = torch.linspace(-3, 3, 7)
+    assert torch.equal(mixed.visual.transformer.resblocks[0].mlp.gelu(x), torch.nn.functional.gelu(x))
+    for block in mixed.transformer.resblocks:
+        torch.testing.assert_close(block.mlp.gelu(x), x * torch.sigmoid(1.702 * x))
+
+
+def test_without_attention_no_patch_hears_of_another(tiny_tower):
+    tower = create_vision_tower(replace(tiny_tower, attention=False))
+    images = torch.randn(1, 3, 64, 64)
+    other = images.clone()
+    other[:, :, :16, :16] = 0  # the first patch
+    with torch.no_grad():
+        change = (tower(images).patches[-1] - tower(other).patches[-1]).abs().amax(-1)[0]
+    assert float(change[0]) > 0
+    assert float(change[1:].max()) == 0
 
 
 def test_open_clip_imports_beside_a_torchvision_without_operators():

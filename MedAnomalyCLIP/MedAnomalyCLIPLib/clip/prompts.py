@@ -1,4 +1,4 @@
-"""Learnable prompts: vectors in front of a phrase, tuned while CLIP stays as it is."""
+"""Learnable prompts: vectors beside a phrase, tuned while CLIP stays as it is."""
 
 from __future__ import annotations
 
@@ -9,48 +9,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .phrases import ABNORMAL_PHRASES, NORMAL_PHRASES
 from .specification import TowerSpec
+from .text import encode_embeddings
 from .tokenizer import create_tokenizer
-
-NORMAL_PHRASES = (
-    "normal",
-    "healthy",
-    "negative",
-    "unremarkable",
-    "clear",
-    "asymptomatic",
-    "normal findings",
-    "no findings",
-    "in good health",
-    "no evidence of disease",
-)
-ABNORMAL_PHRASES = (
-    "abnormal",
-    "positive",
-    "symptomatic",
-    "disease",
-    "lesion",
-    "pathological",
-    "impaired",
-    "evidence of disease",
-    "abnormal finding",
-    "pathological condition",
-    "pathological abnormality",
-)
 
 
 class CoOpPrompts(nn.Module):
-    """Phrases for "normal" and "abnormal", each behind learnable vectors of its own.
+    """Phrases for "normal" and "abnormal", each beside learnable vectors of its own.
 
     A prompt reads [start][V1 ... Vn][phrase][.][end] (Zhou et al., CoOp, IJCV 2022; the phrases and the
     averaging are MediCLIP's, Zhang et al., MICCAI 2024). The features of a class's phrases are averaged, then
-    brought to unit length.
+    brought to unit length. Deep vectors, where there are any, overwrite the first words of every prompt
+    before layers 2, 3, ... (Zhou et al., AnomalyCLIP, ICLR 2024; MedVMAD takes its prompts from there).
+
+    Args:
+        spec, clip: the text tower.
+        normal, abnormal: phrases.
+        length: learnable vectors for each phrase.
+        position: where they stand: "before" the phrase, half on each side "around" it, or "after" it.
+        causal: see `text.encode_embeddings`.
+        deep_depth: layers whose input has vectors of its own, the first (the prompt itself) among them.
+        deep_length: how many vectors are written into each of the others.
 
     Shapes:
         returns: (2, E), unit length, normal first.
     """
 
     token_ids: Tensor
+    order: Tensor
 
     def __init__(
         self,
@@ -59,32 +46,67 @@ class CoOpPrompts(nn.Module):
         normal: Sequence[str] = NORMAL_PHRASES,
         abnormal: Sequence[str] = ABNORMAL_PHRASES,
         length: int = 8,
+        *,
+        position: str = "before",
+        causal: bool = True,
+        deep_depth: int = 1,
+        deep_length: int = 0,
     ) -> None:
         super().__init__()
+        self.causal = causal
+        tokenizer = create_tokenizer(spec)
         placeholder = " ".join(["x"] * length)
-        phrases = [f"{placeholder} {phrase}." for phrase in (*normal, *abnormal)]
-        self.register_buffer("token_ids", create_tokenizer(spec)(phrases), persistent=False)
-        self.normal_count = len(normal)
+        phrases = (*normal, *abnormal)
+        self.register_buffer(
+            "token_ids", tokenizer([f"{placeholder} {phrase}." for phrase in phrases]), persistent=False
+        )
+        orders = [
+            vectors_at(position, length, len(tokenizer.encode(phrase)), self.token_ids.shape[1])
+            for phrase in phrases
+        ]
+        self.register_buffer("order", torch.tensor(orders), persistent=False)
         width = clip.token_embedding.weight.shape[1]
-        self.context = nn.Parameter(0.02 * torch.randn(len(phrases), length, width))
+        self.normal = nn.Parameter(0.02 * torch.randn(len(normal), length, width))
+        self.abnormal = nn.Parameter(0.02 * torch.randn(len(abnormal), length, width))
+        self.deep = nn.ParameterList(
+            nn.Parameter(0.02 * torch.randn(deep_length, width)) for _ in range(deep_depth - 1)
+        )
 
     def forward(self, clip: Any) -> Tensor:
-        embeddings = clip.token_embedding(self.token_ids)
-        length = self.context.shape[1]
-        embeddings = torch.cat([embeddings[:, :1], self.context, embeddings[:, 1 + length :]], dim=1)
-        features = encode_embeddings(clip, embeddings, self.token_ids)
-        classes = (features[: self.normal_count].mean(0), features[self.normal_count :].mean(0))
+        features = encode_embeddings(
+            clip, self.embeddings(clip), self.token_ids, causal=self.causal, rewrite=self._write_deep
+        )
+        classes = (features[: len(self.normal)].mean(0), features[len(self.normal) :].mean(0))
         return F.normalize(torch.stack(classes), dim=-1)
 
+    def embeddings(self, clip: Any) -> Tensor:
+        """(T, C, width) embeddings of all prompts, learnable vectors in their places."""
+        words = clip.token_embedding(self.token_ids)
+        context = torch.cat([self.normal, self.abnormal])
+        words = torch.cat([words[:, :1], context, words[:, 1 + context.shape[1] :]], dim=1)
+        return words.gather(1, self.order[..., None].expand_as(words))
 
-def encode_embeddings(clip: Any, embeddings: Tensor, token_ids: Tensor) -> Tensor:
-    """Text features of token embeddings, as open_clip's `encode_text` makes them from token ids.
+    def _write_deep(self, layer: int, tokens: Tensor) -> Tensor:
+        return overwrite(tokens, self.deep[layer - 1]) if layer <= len(self.deep) else tokens
 
-    Shapes:
-        embeddings: (T, C, width); token_ids: (T, C), which tell where each text ends.
-        returns: (T, E), not normalised.
+
+def overwrite(tokens: Tensor, vectors: Tensor) -> Tensor:
+    """Vectors (n, width) in place of the n tokens after the start token of each text (T, C, width)."""
+    vectors = vectors.expand(len(tokens), -1, -1)
+    return torch.cat([tokens[:, :1], vectors, tokens[:, 1 + vectors.shape[1] :]], dim=1)
+
+
+def vectors_at(position: str, length: int, words: int, context: int) -> list[int]:
+    """Where each token of a prompt comes from in [start][V1 ... Vn][phrase][.][end].
+
+    Args:
+        position: of the vectors: "before", "around" or "after" the phrase.
+        length: n, learnable vectors.
+        words: tokens of the phrase.
+        context: tokens of the whole text.
     """
-    tokens = clip.transformer(embeddings + clip.positional_embedding, attn_mask=clip.attn_mask)
-    tokens = clip.ln_final(tokens)
-    ends = token_ids.argmax(dim=-1)  # the end token has the highest id of all
-    return tokens[torch.arange(len(tokens)), ends] @ clip.text_projection
+    vectors = list(range(1, 1 + length))
+    phrase = list(range(1 + length, 1 + length + words))
+    before = {"before": length, "around": length // 2, "after": 0}[position]
+    rest = range(1 + length + words, context)
+    return [0, *vectors[:before], *phrase, *vectors[before:], *rest]

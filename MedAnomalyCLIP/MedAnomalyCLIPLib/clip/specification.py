@@ -22,6 +22,9 @@ class TowerSpec:
         conv_stem: output channels of stride-2 3x3 convolutions that stand in place of the single patch
             projection; empty for that projection, as in the published models. A transformer trained from
             nothing on few images learns faster behind one (Xiao et al., Early Convolutions, NeurIPS 2021).
+        text_activation: of the text tower; None for the same as the vision tower's.
+        attention: False for a vision tower whose layers drop what attention computes and keep the rest, as
+            MedVMAD's published code does.
     """
 
     model: str
@@ -29,10 +32,13 @@ class TowerSpec:
     taps: tuple[int, ...]
     activation: str = "gelu"
     conv_stem: tuple[int, ...] = ()
+    text_activation: str | None = None
+    attention: bool = True
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise BundleInvalid(f"Unknown activation {self.activation!r}; choose one of {ACTIVATIONS}")
+        for activation in (self.activation, self.text_activation or self.activation):
+            if activation not in ACTIVATIONS:
+                raise BundleInvalid(f"Unknown activation {activation!r}; choose one of {ACTIVATIONS}")
         if not self.taps or list(self.taps) != sorted(set(self.taps)) or self.taps[0] < 1:
             raise BundleInvalid(f"Taps must be ascending layer numbers from 1, not {self.taps}")
         if self.image_size < 1:

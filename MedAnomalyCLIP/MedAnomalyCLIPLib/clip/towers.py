@@ -72,7 +72,7 @@ class TappedClipViT(nn.Module):
 
     visual: Any
 
-    def __init__(self, visual: Any, taps: Sequence[int]) -> None:
+    def __init__(self, visual: Any, taps: Sequence[int], *, attention: bool = True) -> None:
         super().__init__()
         if not hasattr(visual, "transformer") or not hasattr(visual, "_embeds"):
             raise BundleInvalid("Only open_clip's vision transformers can be tapped, not its other towers")
@@ -81,11 +81,18 @@ class TappedClipViT(nn.Module):
             raise BundleInvalid(f"Tap {taps[-1]} lies beyond the tower's {depth} layers")
         self.visual = visual
         self.taps = tuple(taps)
+        self.attention = attention
 
     @property
     def width(self) -> int:
         """D, the width of the tokens."""
         return int(self.visual.positional_embedding.shape[1])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the patches."""
+        height, width = self.visual.grid_size
+        return int(height), int(width)
 
     @property
     def embed_dim(self) -> int:
@@ -97,23 +104,26 @@ class TappedClipViT(nn.Module):
 
         Args:
             images: (B, 3, S, S).
-            inject: called as inject(layer, tokens) after every layer, 1-based, with (B, 1 + N, D) tokens;
-                what it returns goes on into the next layer, and is what a tap at this layer reads.
+            inject: called as inject(layer, tokens) with (B, 1 + N, D) tokens, before the first layer as layer
+                0, then after every layer. What it returns goes on into the next layer, and is what a tap at
+                this layer reads; tokens that it appends behind the patches are never read.
         """
+        height, width = self.grid
         tokens = self.visual._embeds(images)
+        if inject is not None:
+            tokens = inject(0, tokens)
         patches, classes = [], []
         for layer, block in enumerate(self.visual.transformer.resblocks, start=1):
-            tokens = block(tokens)
+            tokens = block(tokens) if self.attention else tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
             if inject is not None:
                 tokens = inject(layer, tokens)
             if layer in self.taps:
                 classes.append(tokens[:, 0])
-                patches.append(tokens[:, 1:])
+                patches.append(tokens[:, 1 : 1 + height * width])
         pooled, _ = self.visual._pool(tokens)
         if self.visual.proj is not None:
             pooled = pooled @ self.visual.proj
-        height, width = self.visual.grid_size
-        return TappedTokens(tuple(patches), tuple(classes), pooled, (int(height), int(width)))
+        return TappedTokens(tuple(patches), tuple(classes), pooled, self.grid)
 
 
 def model_config(spec: TowerSpec) -> dict[str, Any]:
@@ -142,14 +152,26 @@ def create_clip(spec: TowerSpec) -> nn.Module:
     Raises:
         BundleInvalid: the model is unknown, or of a family other than CLIP's two plain towers.
     """
+    open_clip = import_open_clip()
     config = model_config(spec)
     config.pop("custom_text", None)
     try:
-        clip = import_open_clip().CLIP(**config)
+        clip = open_clip.CLIP(**config)
     except TypeError as error:
         raise BundleInvalid(f"{spec.model} is not a plain CLIP with two towers ({error})") from error
     _put_stem(clip.visual, spec)
+    if spec.text_activation is not None:
+        quick = spec.text_activation == "quick_gelu"
+        for block in clip.transformer.resblocks:
+            block.mlp.gelu = open_clip.transformer.QuickGELU() if quick else nn.GELU()
     return clip.eval()
+
+
+def create_text_tower(spec: TowerSpec) -> nn.Module:
+    """The text tower alone, with random weights, for detectors whose text an image takes part in."""
+    clip = create_clip(spec)
+    del clip.visual, clip.logit_scale
+    return clip
 
 
 def create_vision_tower(spec: TowerSpec) -> TappedClipViT:
@@ -160,7 +182,7 @@ def create_vision_tower(spec: TowerSpec) -> TappedClipViT:
 
     visual = _build_vision_tower(config["embed_dim"], config["vision_cfg"], config["quick_gelu"])
     _put_stem(visual, spec)
-    return TappedClipViT(visual, spec.taps).eval()
+    return TappedClipViT(visual, spec.taps, attention=spec.attention).eval()
 
 
 def _put_stem(visual: Any, spec: TowerSpec) -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..clip.towers import TappedClipViT, TappedTokens, create_vision_tower
-from .adapters import LinearAdapter
-from .scoring import anomaly_map, image_score, smooth, two_class_cosines
+from ..clip.towers import Inject, TappedClipViT, TappedTokens, create_vision_tower
+from ..errors import InvalidRequest
+from .adapters import LinearAdapter, StreamTokens, TwoHeadAdapter
+from .clusters import cluster_feature
+from .fusion import RangeFusion
+from .memory import MemoryBank
+from .scoring import (
+    anomaly_map,
+    enlarge,
+    image_score,
+    mean_patch_score,
+    shown_share,
+    smooth,
+    two_class_cosines,
+)
 from .specification import DetectorSpec
+from .stream import GatedFusion, HybridPrompts, append_prompts
+from .text import HybridText
 
 
 class Detection(NamedTuple):
@@ -25,11 +42,42 @@ class Detection(NamedTuple):
     score: Tensor
 
 
+class HeadFeatures(NamedTuple):
+    """Features of one head in the space shared with text, any length.
+
+    Attributes:
+        patches: for each tap (B, N, E).
+        classes: for each tap (B, E), of the class token.
+    """
+
+    patches: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+
+
+class Aligned(NamedTuple):
+    """What B images look like beside text.
+
+    Attributes:
+        segmentation: what the map is made of.
+        detection: what a score of patches is made of; the same where an adapter has one head.
+        grid: (h, w) of the patches.
+        pooled: (B, E) CLIP's own feature of the images.
+        plain: (B, E) the same of a pass without prompts, where prompts ask for it.
+    """
+
+    segmentation: HeadFeatures
+    detection: HeadFeatures
+    grid: tuple[int, int]
+    pooled: Tensor
+    plain: Tensor | None = None
+
+
 class AnomalyDetector(nn.Module):
-    """A tapped CLIP tower, an adapter for each tap, and a text bank.
+    """A tapped CLIP tower, an adapter for each tap, text features, and the parts that its specification adds.
 
     Shapes:
-        images: (B, 3, S, S), normalised; valid: (B, S, S) bool, False on padding.
+        images: (B, 3, S, S), normalised; valid: (B, S, S) bool, False on padding; features: for each tap
+            (B, channels, any height, any width), of another network, where the specification fuses them.
         returns: `Detection`.
     """
 
@@ -40,22 +88,153 @@ class AnomalyDetector(nn.Module):
         super().__init__()
         self.spec = spec
         self.tower = create_vision_tower(spec.tower)
-        self.adapters = nn.ModuleList(
-            LinearAdapter(self.tower.width, self.tower.embed_dim) for _ in spec.tower.taps
-        )
-        self.register_buffer("text_bank", torch.zeros(2, self.tower.embed_dim))
+        width, embed_dim, taps = self.tower.width, self.tower.embed_dim, len(spec.tower.taps)
+        if spec.adapter.kind == "two_heads":
+            self.adapters = nn.ModuleList(
+                TwoHeadAdapter(width, embed_dim, spec.adapter.residual) for _ in range(taps)
+            )
+        else:
+            self.adapters = nn.ModuleList(LinearAdapter(width, embed_dim) for _ in range(taps))
+        self.register_buffer("text_bank", torch.zeros(2, embed_dim))
+        if spec.text.prompts == "hybrid":
+            self.text = HybridText(spec.text, spec.tower, embed_dim)
+        if spec.visual_prompts is not None:
+            self.visual_prompts = HybridPrompts(width, embed_dim, **asdict(spec.visual_prompts))
+        if spec.feature_fusion is not None:
+            fused = spec.feature_fusion
+            self.feature_fusion = nn.ModuleList(
+                GatedFusion(channels, width, resize=fused.resize, join=fused.join)
+                for channels in fused.channels
+            )
+        if spec.image_score == "class_and_clusters":
+            self.class_head = nn.Linear(embed_dim, embed_dim)
+        if spec.memory is not None:
+            precision = getattr(torch, spec.memory.precision)
+            self.memory = MemoryBank(taps, spec.memory.rows, embed_dim, precision)
+            self.map_fusion = RangeFusion(spec.memory.weight)
+            self.score_fusion = RangeFusion(spec.memory.weight)
 
-    def forward(self, images: Tensor, valid: Tensor) -> Detection:
-        maps = self.map_tokens(self.tower(images), self.text_bank)
+    def forward(self, images: Tensor, valid: Tensor, features: Sequence[Tensor] | None = None) -> Detection:
+        aligned = self.align(images, features)
+        text = self.text_features(aligned)
+        maps = self.map_features(aligned, text)
+        if self.spec.memory is not None:
+            distances = self.memory(self.map_head(aligned).patches)
+            maps = self.map_fusion(maps, self.distance_map(distances, aligned.grid))
         maps = smooth(maps, self.spec.smoothing).masked_fill(~valid, 0.0)
-        return Detection(maps, image_score(maps, valid, self.spec.image_score))
+        if self.spec.image_score == "class_and_clusters":
+            return Detection(maps, self.class_score(aligned, text, valid))
+        if self.spec.image_score != "mean_patch":
+            return Detection(maps, image_score(maps, valid, self.spec.image_score))
+        scores = self.patch_score(aligned, text, valid)
+        if self.spec.memory is not None:
+            scores = self.score_fusion(scores, self.distance_score(distances, aligned.grid, valid))
+        return Detection(maps, scores)
+
+    def text_features(self, aligned: Aligned) -> Tensor:
+        """(2, E) for all images, or (B, 2, E) where each takes part in its text."""
+        if self.spec.text.prompts == "hybrid" and aligned.plain is not None:
+            return self.text(aligned.plain)
+        return self.text_bank
+
+    def align(self, images: Tensor, features: Sequence[Tensor] | None = None) -> Aligned:
+        """The tower's tokens with whatever changes its stream, through the adapters; (B, 3, S, S) in."""
+        plain = None
+        if self.spec.text.prompts == "hybrid" or self.spec.visual_prompts is not None:
+            with torch.no_grad():
+                plain = self.tower(images).pooled
+        if self.spec.adapter.kind == "linear":
+            tokens = self.tower(images, self._prompts_and_features(plain, features))
+            return self.align_tokens(tokens)._replace(plain=plain)
+        taken: list[StreamTokens] = []
+
+        def inject(layer: int, tokens: Tensor) -> Tensor:
+            if layer not in self.spec.tower.taps:
+                return tokens
+            taken.append(self.adapters[len(taken)](tokens))
+            return taken[-1].stream
+
+        tapped = self.tower(images, inject)
+        segmentation, detection = (
+            HeadFeatures(tuple(h[:, 1:].float() for h in head), tuple(h[:, 0].float() for h in head))
+            for head in ([t.segmentation for t in taken], [t.detection for t in taken])
+        )
+        return Aligned(segmentation, detection, tapped.grid, tapped.pooled, plain)
+
+    def _prompts_and_features(self, plain: Tensor | None, features: Sequence[Tensor] | None) -> Inject | None:
+        """What is put into the stream beside linear adapters, if anything."""
+        fused, taps = self.spec.feature_fusion, self.spec.tower.taps
+        if fused is not None and (features is None or len(features) != len(taps)):
+            raise InvalidRequest(f"This detector needs {len(taps)} feature maps beside its images")
+        if self.spec.visual_prompts is None and fused is None:
+            return None
+        prompts = self.visual_prompts(plain) if self.spec.visual_prompts is not None else []
+        grid = self.tower.grid
+        end = 1 + grid[0] * grid[1]
+
+        def inject(layer: int, tokens: Tensor) -> Tensor:
+            if fused is not None and features is not None and layer in taps:
+                tap = taps.index(layer)
+                patches = self.feature_fusion[tap](tokens[:, 1:end], features[tap], grid)
+                tokens = torch.cat([tokens[:, :1], patches, tokens[:, end:]], dim=1)
+            return append_prompts(layer, tokens, prompts)
+
+        return inject
+
+    def align_tokens(self, tokens: TappedTokens) -> Aligned:
+        """Tapped tokens through the linear adapters."""
+        patches, classes = (
+            tuple(adapter(t.float()).float() for adapter, t in zip(self.adapters, taps, strict=True))
+            for taps in (tokens.patches, tokens.classes)
+        )
+        head = HeadFeatures(patches, classes)
+        return Aligned(head, head, tokens.grid, tokens.pooled.float())
 
     def map_tokens(self, tokens: TappedTokens, text: Tensor) -> Tensor:
         """(B, S, S) anomaly map of tapped tokens, before smoothing; text is (2, E) or (B, 2, E)."""
-        cosines = [
-            two_class_cosines(adapter(patches).float(), text.float())
-            for adapter, patches in zip(self.adapters, tokens.patches, strict=True)
-        ]
+        return self.map_features(self.align_tokens(tokens), text)
+
+    def map_features(self, aligned: Aligned, text: Tensor) -> Tensor:
+        """(B, S, S) anomaly map from text alone, before smoothing; text is (2, E) or (B, 2, E)."""
+        cosines = [two_class_cosines(f, text.float()) for f in self.map_head(aligned).patches]
         return anomaly_map(
-            cosines, tokens.grid, self.spec.tower.image_size, scale=self.spec.scale, fusion=self.spec.fusion
+            cosines,
+            aligned.grid,
+            self.spec.tower.image_size,
+            scale=self.spec.scale,
+            fusion=self.spec.fusion,
+            enlarged=self.spec.enlarged,
         )
+
+    def patch_score(self, aligned: Aligned, text: Tensor, valid: Tensor) -> Tensor:
+        """(B,) mean probability of the detection head's patches."""
+        cosines = [two_class_cosines(f, text.float()) for f in aligned.detection.patches]
+        return mean_patch_score(cosines, shown_share(valid, aligned.grid), self.spec.scale)
+
+    def distance_map(self, distances: Sequence[Tensor], grid: tuple[int, int]) -> Tensor:
+        """(B, S, S) mean over taps of patches' distances to the memory, L times (B, N)."""
+        return enlarge(
+            torch.stack(list(distances)).mean(0)[:, None].unflatten(2, grid), self.spec.tower.image_size
+        )[:, 0]
+
+    def distance_score(self, distances: Sequence[Tensor], grid: tuple[int, int], valid: Tensor) -> Tensor:
+        """(B,) mean distance to the memory over the pixels that show the image."""
+        return image_score(self.distance_map(distances, grid), valid, "mean_map")
+
+    def class_score(self, aligned: Aligned, text: Tensor, valid: Tensor) -> Tensor:
+        """(B,) probability of the class token, mixed with clusters of the most abnormal patches."""
+        feature = F.normalize(self.class_head(aligned.pooled), dim=-1)
+        clusters = self.spec.clusters
+        if clusters.weight > 0:
+            patches = [F.normalize(p, dim=-1) for p in self.map_head(aligned).patches]
+            logits = torch.stack([two_class_cosines(p, text) for p in patches]).mean(0) * self.spec.scale
+            hidden = shown_share(valid, aligned.grid) == 0
+            abnormal = logits.softmax(1)[:, 1].masked_fill(hidden, -1.0)
+            gathered = cluster_feature(patches, abnormal, clusters.count)
+            feature = F.normalize(clusters.weight * gathered + (1 - clusters.weight) * feature, dim=-1)
+        cosines = two_class_cosines(feature[:, None], text)[..., 0]
+        return (self.spec.scale * cosines).softmax(1)[:, 1]
+
+    def map_head(self, aligned: Aligned) -> HeadFeatures:
+        """The head that map and memory are made of."""
+        return aligned.detection if self.spec.adapter.map_head == "detection" else aligned.segmentation

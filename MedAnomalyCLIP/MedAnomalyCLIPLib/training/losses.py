@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 SMOOTH = 1e-5
 
@@ -36,3 +37,12 @@ def map_loss(probability: Tensor, mask: Tensor) -> Tensor:
     """MediCLIP's loss: focal over both classes plus Dice of "abnormal", equal weights."""
     mask = mask.to(torch.float32)
     return focal_loss(probability, mask) + dice_loss(probability, mask)
+
+
+def image_loss(probability: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy of images' probabilities of "abnormal", mean over images.
+
+    Shapes:
+        probability, label: (B,), in [0, 1].
+    """
+    return F.binary_cross_entropy(probability, label.to(probability.dtype))

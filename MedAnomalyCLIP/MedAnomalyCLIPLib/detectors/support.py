@@ -1,0 +1,99 @@
+"""Fill a detector's memory from a support set, and learn the scales of its evidence from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..errors import InvalidRequest
+from .detector import Aligned, AnomalyDetector
+from .memory import nearest_distance
+
+NORMAL_ONLY_HEADROOM = 2.0  # anomalies lie above all that normal images show, about as far again
+
+
+class SupportSet(NamedTuple):
+    """Images that a detector may look at before it is used.
+
+    Attributes:
+        images: (K, 3, S, S), prepared as for detection.
+        valid: (K, S, S) bool, False on padding.
+        originals: for each image a number that it shares with other views (augmentations) of the same
+            original; empty where all differ.
+    """
+
+    images: Tensor
+    valid: Tensor
+    originals: tuple[int, ...] = ()
+
+
+@torch.no_grad()
+def remember(detector: AnomalyDetector, normal: SupportSet, abnormal: SupportSet | None = None) -> None:
+    """Fill the memory with the patches of normal images, and set the ranges of text and memory.
+
+    An image would be its own nearest neighbour. So its evidence for the ranges is measured against a memory
+    without it and without other views of it. Abnormal images, if there are any, set the upper ends.
+
+    Args:
+        detector: with a memory in its specification; changed in place.
+        normal, abnormal: the support set.
+
+    Raises:
+        InvalidRequest: the detector has no memory, the memory has more rows than the images have patches, or
+            all images are views of one.
+    """
+    if detector.spec.memory is None:
+        raise InvalidRequest("This detector has no memory to fill; its specification must give it one")
+    originals = normal.originals or tuple(range(len(normal.images)))
+    if len(set(originals)) < 2:
+        raise InvalidRequest("A memory needs two different normal images, to learn how much they differ")
+    seen = [detector.align(image[None]) for image in normal.images]
+    rows = [memory_rows(detector, aligned) for aligned in seen]
+    everything = _joined(rows)
+    detector.memory.fill(everything)
+
+    evidence = []
+    for aligned, valid, original in zip(seen, normal.valid, originals, strict=True):
+        others = _joined([r for r, o in zip(rows, originals, strict=True) if o != original])
+        evidence.append(_evidence(detector, aligned, valid[None], others))
+    if abnormal is not None:
+        evidence += [
+            _evidence(detector, detector.align(image[None]), valid[None], everything)
+            for image, valid in zip(abnormal.images, abnormal.valid, strict=True)
+        ]
+    headroom = NORMAL_ONLY_HEADROOM if abnormal is None else 1.0
+    text_map, memory_map, text_score, memory_score = (torch.cat(e) for e in zip(*evidence, strict=True))
+    detector.map_fusion.learn(text_map, memory_map, headroom)
+    detector.score_fusion.learn(text_score, memory_score, headroom)
+
+
+def memory_rows(detector: AnomalyDetector, aligned: Aligned) -> list[Tensor]:
+    """What a memory keeps of B images, for each tap (B * N, E), class tokens first where it keeps them."""
+    head = detector.map_head(aligned)
+    rows = [patches.flatten(0, 1) for patches in head.patches]
+    if detector.spec.memory is not None and detector.spec.memory.class_token:
+        rows = [torch.cat([c, p]) for c, p in zip(head.classes, rows, strict=True)]
+    return rows
+
+
+def _joined(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Unit-length rows of several images, joined for each tap."""
+    return [F.normalize(torch.cat(tap), dim=-1) for tap in zip(*rows, strict=True)]
+
+
+def _evidence(
+    detector: AnomalyDetector, aligned: Aligned, valid: Tensor, rows: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Map values of text and memory where the image is, and their scores."""
+    head = detector.map_head(aligned)
+    distances = [nearest_distance(f, r) for f, r in zip(head.patches, rows, strict=True)]
+    return (
+        detector.map_features(aligned, detector.text_bank)[valid],
+        detector.distance_map(distances, aligned.grid)[valid],
+        detector.patch_score(aligned, detector.text_bank, valid),
+        detector.distance_score(distances, aligned.grid, valid),
+    )
