@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from MedAnomalyCLIPLib.bundle import Bundle
 from MedAnomalyCLIPLib.datasets import ImageRecord, read_manifest
 from MedAnomalyCLIPLib.errors import UnreadableImage
 from MedAnomalyCLIPLib.training.augmentation import random_appearance, random_placement, random_view
@@ -223,3 +224,39 @@ def test_prompt_tuning_lowers_the_loss_and_leaves_the_tower_alone(tiny_tower):
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
     assert all(torch.equal(v, detector.tower.visual.state_dict()[k]) for k, v in before.items())
     torch.testing.assert_close(detector.text_bank.norm(dim=-1), torch.ones(2))
+
+
+def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(teacher_weights, tmp_path):
+    """One step of each stage; a second run takes over what the first one made."""
+    from MedAnomalyCLIPLib.detection import SliceDetector
+    from MedAnomalyCLIPLib.training.default_detector import run
+
+    data, rng = tmp_path / "data", np.random.default_rng(0)
+    data.mkdir()
+    rows = []
+    for number, split in enumerate(("train", "valid", "test") * 4):
+        abnormal = number >= 6
+        pixels, mask = rng.integers(30, 90, (50, 40), dtype=np.uint8), np.zeros((50, 40), np.uint8)
+        if abnormal:
+            pixels[20:32, 10:22], mask[20:32, 10:22] = 240, 255
+            Image.fromarray(mask).save(data / f"mask{number}.png")
+        Image.fromarray(pixels).save(data / f"{number}.png")
+        row = {"image": f"{number}.png", "set": "made-up", "split": split, "label": int(abnormal)}
+        row |= {"modality": "MR", "body_part": "brain", "mask": f"mask{number}.png" if abnormal else ""}
+        rows.append({**row, "licence": "none needed"})
+    with (data / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+    settings = TowerTraining(steps=1, batch_size=4, warmup=1), PromptTuning(steps=1, batch_size=4)
+    work, cpu = tmp_path / "work", torch.device("cpu")
+    run(data, teacher_weights, work, tmp_path / "bundle", *settings, cpu)
+    first = Bundle.load(tmp_path / "bundle").manifest
+    assert [(source.name, source.images) for source in first.training_data] == [("made-up", 4)]
+    assert first.quality["made-up"]["images"] == 4
+    assert len(first.reference.scores) == 2
+    assert "none needed" in SliceDetector.load(tmp_path / "bundle", device="cpu").card
+
+    run(data, teacher_weights, work, tmp_path / "bundle", *settings, cpu)
+    assert Bundle.load(tmp_path / "bundle").manifest.weights_sha256 == first.weights_sha256

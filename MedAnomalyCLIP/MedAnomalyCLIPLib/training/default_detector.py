@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
@@ -33,7 +35,7 @@ from ..datasets.records import ImageRecord, modality_family, read_manifest
 from ..detection import SliceDetector
 from ..detectors.detector import AnomalyDetector
 from ..detectors.specification import DetectorSpec
-from ..errors import MedAnomalyCLIPError
+from ..errors import BundleInvalid, MedAnomalyCLIPError
 from ..evaluation.image_sets import detect_records, set_figures
 from ..evaluation.metrics import best_f1_threshold
 from ..preprocess import PreprocessSpec, WindowRule
@@ -156,6 +158,15 @@ def _tune(
     device: torch.device,
     work: Path,
 ) -> AnomalyDetector:
+    """The detector, from an earlier run where that came so far."""
+    finished = work / "detector.safetensors"
+    if finished.is_file():
+        detector = AnomalyDetector(DETECTOR)
+        try:
+            detector.load_state_dict(load_file(finished))
+        except (SafetensorError, RuntimeError) as error:
+            raise BundleInvalid(f"{finished.name} is from another recipe; delete it to tune anew") from error
+        return detector.eval()
     normal = [i for i, record in enumerate(records) if can_be_painted(record)]
     lesions = {i: record.mask for i, record in enumerate(records) if record.mask is not None}
     learned_from = TuningImages(
@@ -167,9 +178,13 @@ def _tune(
     )
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     with _Log(work / "prompts.csv", tuning.steps) as log:
-        return tune_prompts(
+        detector = tune_prompts(
             DETECTOR, clip, learned_from, tuning, lambda x: (x - mean) / std, device=device, on_step=log
         )
+    partial = finished.with_suffix(".partial")
+    save_file(detector.state_dict(), partial)
+    partial.replace(finished)
+    return detector
 
 
 def _grey(images: np.ndarray, chosen: Sequence[int]) -> np.ndarray:

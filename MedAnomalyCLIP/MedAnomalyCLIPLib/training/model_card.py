@@ -61,13 +61,14 @@ def _figures(manifest: BundleManifest) -> str:
     lines = [
         "## Measured on held-back test images",
         "",
-        "Area under the ROC curve (AUROC) and average precision (AP). In brackets what is reached without "
-        "any detector: for images the best of mean intensity, contrast, dark share, shape and size of the "
-        "picture (direction chosen with the labels, so an upper value), for pixels the best of brightness, "
-        "darkness and nearness to the centre. A figure that is not clearly above its bracket is no result.",
+        "Area under the ROC curve (AUROC), average precision (AP) and per-region overlap (PRO, up to 30 % "
+        "false positives). In brackets what is reached without any detector: for images the best of mean "
+        "intensity, contrast, dark share, shape and size of the picture (direction chosen with the labels, "
+        "so an upper value), for pixels the best of brightness, darkness and nearness to the centre. A figure "
+        "that is not clearly above its bracket is no result.",
         "",
-        "| set | images (abnormal) | image AUROC | image AP | pixel AUROC | pixel AP |",
-        "|---|---|---|---|---|---|",
+        "| set | images (abnormal) | image AUROC | image AP | pixel AUROC | pixel AP | PRO |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, figures in (manifest.quality or {}).items():
         trivial_image = _best(figures, "image auroc of ")
@@ -78,6 +79,7 @@ def _figures(manifest: BundleManifest) -> str:
             _number(figures, "image ap"),
             f"{_number(figures, 'pixel auroc')} [{_best(figures, 'pixel auroc of ')}]",
             f"{_number(figures, 'pixel ap')} [{_best(figures, 'pixel ap of ')}]",
+            f"{_number(figures, 'pixel pro')} [{_best(figures, 'pixel pro of ')}]",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     reference = manifest.reference
