@@ -63,9 +63,9 @@ def _figures(manifest: BundleManifest) -> str:
         "",
         "Area under the ROC curve (AUROC), average precision (AP) and per-region overlap (PRO, up to 30 % "
         "false positives). In brackets what is reached without any detector: for images the best of mean "
-        "intensity, contrast, dark share, shape and size of the picture (direction chosen with the labels, "
-        "so an upper value), for pixels the best of brightness, darkness and nearness to the centre. A figure "
-        "that is not clearly above its bracket is no result.",
+        "intensity, contrast, dark share, shape and size of the picture (direction chosen with labels, "
+        "so an upper value), for pixels the best of brightness, darkness and nearness to the centre. What "
+        "is not clearly above its bracket is no result.",
         "",
         "| set | images (abnormal) | image AUROC | image AP | pixel AUROC | pixel AP | PRO |",
         "|---|---|---|---|---|---|---|",
