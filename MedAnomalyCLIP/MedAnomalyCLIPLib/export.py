@@ -10,11 +10,8 @@ import csv
 import gzip
 import json
 import platform
-import shutil
 import sys
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import __version__
-from .errors import Cancelled, InvalidRequest, OutputFailed
+from .errors import Cancelled, InvalidRequest
 from .geometry import AXES, place_in_volume, view_name
+from .output_folder import OutputFolder, writing
 from .overlay import render_overlay
 from .result import RESEARCH_USE_ONLY, AnomalyResult
 from .terminology import TERMINOLOGY_ENTRY, TERMS
@@ -87,7 +85,6 @@ class ResultWriter:
         self.manifest: dict[str, Any] = {}
         self._volume = volume
         self._requested = requested
-        self._overwrite = overwrite
         self._records: list[dict[str, Any]] = []
         self._files: list[str] = []
         self._notes: list[str] = []
@@ -95,10 +92,8 @@ class ResultWriter:
         self._map: np.ndarray | None = None
         self._mask: np.ndarray | None = None
         self._run: dict[str, Any] = {}
-        _check_replaceable(self.folder, overwrite)
-        self._staging = self.folder.with_name(f".{self.folder.name}.{uuid.uuid4().hex[:8]}.partial")
-        with _writing(self.folder):
-            self._staging.mkdir(parents=True)
+        self._output = OutputFolder(folder, MANIFEST, overwrite=overwrite)
+        self._staging = self._output.staging
 
     def __enter__(self) -> ResultWriter:
         return self
@@ -111,7 +106,7 @@ class ResultWriter:
             if self._records and (kind is None or stopped):
                 self._finish(stopped)
         finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
+            self._output.discard()
 
     def add(self, result: AnomalyResult) -> None:
         """Writes the slice's picture and takes its map, mask and numbers."""
@@ -181,11 +176,10 @@ class ResultWriter:
         self._write_scores()
         complete = not stopped and self._requested in (None, len(self._records))
         self.manifest = self._build_manifest(complete)
-        with _writing(self.folder / MANIFEST):
+        with writing(self.folder / MANIFEST):
             text = json.dumps(self.manifest, indent=2, ensure_ascii=False, allow_nan=False)
             (self._staging / MANIFEST).write_text(text + "\n", encoding="utf-8")
-        with _writing(self.folder):
-            _move_into_place(self._staging, self.folder, self._overwrite)
+        self._output.appear()
 
     def _build_manifest(self, complete: bool) -> dict[str, Any]:
         volume = self._volume
@@ -216,7 +210,7 @@ class ResultWriter:
 
         text = PngInfo()
         text.add_text("Comment", RESEARCH_USE_ONLY)
-        with _writing(self.folder / name):
+        with writing(self.folder / name):
             render_overlay(result).save(self._staging / name, pnginfo=text)
         self._files.append(name)
 
@@ -244,7 +238,7 @@ class ResultWriter:
         import SimpleITK
 
         path = self._staging / name
-        with _writing(self.folder / name):
+        with writing(self.folder / name):
             try:
                 SimpleITK.WriteImage(image, str(path), useCompression=True)
             except RuntimeError as error:
@@ -255,7 +249,7 @@ class ResultWriter:
 
     def _write_scores(self) -> None:
         name = "scores.csv"
-        with _writing(self.folder / name), (self._staging / name).open("w", newline="") as stream:
+        with writing(self.folder / name), (self._staging / name).open("w", newline="") as stream:
             table = csv.DictWriter(stream, _COLUMNS, extrasaction="ignore", lineterminator="\n")
             table.writeheader()
             for record in self._records:
@@ -323,52 +317,6 @@ def _check_gzip(path: Path) -> None:
                 pass
     except EOFError as error:
         raise OSError("the disk is full") from error
-
-
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    """Raises unless the folder is free, or holds old results and nothing else that would be lost."""
-    with _writing(folder):
-        present = sorted(p.name for p in folder.iterdir()) if folder.exists() else []
-    if not present:
-        return
-    if not overwrite:
-        raise OutputFailed(f"{folder.name} exists already; use --overwrite, or another --output")
-    try:
-        ours = set(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        ours = set()
-    foreign = [name for name in present if name not in ours]
-    if foreign:
-        raise OutputFailed(
-            f"{folder.name} holds {foreign[0]}, which is no result of an earlier run; "
-            "move it away, or use another --output"
-        )
-
-
-def _move_into_place(staging: Path, folder: Path, overwrite: bool) -> None:
-    """The finished folder takes its name; earlier results go only when the new ones are there."""
-    _check_replaceable(folder, overwrite)
-    if not folder.exists():
-        staging.replace(folder)
-        return
-    old = staging.with_suffix(".old")
-    folder.replace(old)
-    try:
-        staging.replace(folder)
-    except OSError:
-        old.replace(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns what the operating system says into an error that names the file."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputFailed(f"{path.name} could not be written: {reason}") from error
 
 
 def _describe_run(result: AnomalyResult) -> dict[str, Any]:

@@ -10,10 +10,7 @@ import base64
 import csv
 import io
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +22,8 @@ from .. import __version__
 from ..datasets.checking import DatasetReport, check_records
 from ..datasets.records import ImageRecord
 from ..detection import SliceDetector
-from ..errors import InvalidRequest, OutputFailed
+from ..errors import InvalidRequest
+from ..output_folder import OutputFolder, writing
 from ..result import RESEARCH_USE_ONLY, AnomalyResult
 from .bootstrap import LEVEL
 from .charts import thinned
@@ -100,8 +98,8 @@ def evaluate(
             "among them: there is nothing to tell apart"
         )
     scikit_learn_metrics()
-    folder, step = Path(output), on_progress or (lambda stage, done, total: None)
-    with _complete_folder(folder, overwrite) as staging:
+    step = on_progress or (lambda stage, done, total: None)
+    with OutputFolder(output, MANIFEST, overwrite=overwrite) as folder:
         checked = check_records(labelled, on_progress=lambda *n: step("check", *n), is_cancelled=is_cancelled)
         checked.require()
         runs = []
@@ -120,8 +118,8 @@ def evaluate(
         point = operating_point(runs[0].detector, labelled, runs[0].results)
         bootstrap = {"draws": draws, "seed": seed, "level": LEVEL}
         manifest = _manifest(runs, labelled, checked, point, bootstrap)
-        with _writing(folder):
-            _write_files(staging, manifest, runs, labelled, point, names)
+        with writing(folder.place):
+            _write_files(folder.staging, manifest, runs, labelled, point, names)
     return manifest
 
 
@@ -331,46 +329,3 @@ def _write_table(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         table = csv.DictWriter(file, list(lines[0]) if lines else [], lineterminator="\n")
         table.writeheader()
         table.writerows(lines)
-
-
-@contextmanager
-def _complete_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into, which takes its name when all is done and leaves nothing behind otherwise."""
-    folder = folder.absolute()
-    _check_replaceable(folder, overwrite)
-    staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    old = staging.with_suffix(".old")
-    try:
-        with _writing(folder):
-            staging.mkdir(parents=True)
-        yield staging
-        _check_replaceable(folder, overwrite)
-        with _writing(folder):
-            if folder.exists():
-                folder.replace(old)
-            staging.replace(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.replace(folder)
-        for leftover in (staging, old):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputFailed(f"{folder.name} could not be written: {error.strerror or error}") from error
-
-
-def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    """Raises unless the folder is free, or holds an earlier report and nothing else that would be lost."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputFailed(f"{folder.name} is a file; choose another output")
-    present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    foreign = [name for name in present if name not in (FIGURES, IMAGES, PAGE, MANIFEST)]
-    if foreign:
-        raise OutputFailed(f"{folder.name} holds {foreign[0]}, which is no report; use another output")
-    if present and not overwrite:
-        raise OutputFailed(f"{folder.name} holds a report already; use --overwrite, or another output")
