@@ -18,7 +18,8 @@ import numpy as np
 
 from .configuration import from_mapping, to_mapping
 from .detectors.specification import DetectorSpec
-from .errors import BundleInvalid, OutputFailed
+from .errors import BundleInvalid
+from .output_folder import take_place, writing
 from .preprocess import PreprocessSpec
 from .resources import resource_path
 
@@ -201,30 +202,28 @@ def save_bundle(folder: Path, manifest: BundleManifest, detector: AnomalyDetecto
     import torch
     from safetensors.torch import save_file
 
-    try:
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        partial.chmod(0o755)
-        tensors = {
-            key: (value.to(torch.float16) if value.is_floating_point() else value).contiguous()
-            for key, value in detector.state_dict().items()
-        }
-        save_file(tensors, partial / WEIGHTS)
-        (partial / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
-        manifest = replace(
-            manifest,
-            weights_bytes=(partial / WEIGHTS).stat().st_size,
-            weights_sha256=file_sha256(partial / WEIGHTS),
-        )
-        (partial / MANIFEST).write_text(json.dumps(to_mapping(manifest), indent=2) + "\n", encoding="utf-8")
-        (partial / CARD).write_text(card, encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    except OSError as error:
-        raise OutputFailed(
-            f"The detector cannot be written to {folder.name}: {error.strerror or error}"
-        ) from error
+        try:
+            partial.chmod(0o755)
+            tensors = {
+                key: (value.to(torch.float16) if value.is_floating_point() else value).contiguous()
+                for key, value in detector.state_dict().items()
+            }
+            save_file(tensors, partial / WEIGHTS)
+            (partial / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+            manifest = replace(
+                manifest,
+                weights_bytes=(partial / WEIGHTS).stat().st_size,
+                weights_sha256=file_sha256(partial / WEIGHTS),
+            )
+            text = json.dumps(to_mapping(manifest), indent=2)
+            (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            (partial / CARD).write_text(card, encoding="utf-8")
+            take_place(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return Bundle(folder, manifest, card)
 
 

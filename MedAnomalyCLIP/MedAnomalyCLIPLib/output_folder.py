@@ -59,17 +59,8 @@ class OutputFolder:
     def appear(self) -> None:
         """Let the results take their place; earlier ones go only when these are there."""
         self._check_place()
-        old = self.staging.with_suffix(".old")
         with writing(self.place):
-            if self.place.exists():
-                self.place.replace(old)
-            try:
-                self.staging.replace(self.place)
-            except OSError:
-                if old.exists():
-                    old.replace(self.place)
-                raise
-        shutil.rmtree(old, ignore_errors=True)
+            take_place(self.staging, self.place)
 
     def discard(self) -> None:
         """Remove what was staged, if it has not appeared."""
@@ -95,6 +86,20 @@ class OutputFolder:
                 f"{name} holds {foreign[0]}, which is no result of an earlier run; "
                 "move it away, or use another --output"
             )
+
+
+def take_place(staging: Path, place: Path) -> None:
+    """Give a finished folder its name; one that was there goes only when the new one is in its place."""
+    old = staging.with_name(f"{staging.name}.old")
+    if place.exists():
+        place.replace(old)
+    try:
+        staging.replace(place)
+    except OSError:
+        if old.exists():
+            old.replace(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

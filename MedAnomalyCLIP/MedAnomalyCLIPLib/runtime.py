@@ -9,8 +9,6 @@ from .errors import DependencyMissing, InvalidRequest
 if TYPE_CHECKING:
     import torch
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
 
 def select_device(name: str = "auto") -> torch.device:
     """The device to run on.

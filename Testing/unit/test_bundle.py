@@ -142,6 +142,21 @@ def test_an_unwritable_place_is_named(tiny_bundle, tiny_manifest, tmp_path):
         save_bundle(tmp_path / "file" / "mine", tiny_manifest, tiny_bundle.build(), "")
 
 
+def test_a_bundle_that_cannot_be_written_leaves_the_old_one_and_no_remains(
+    tiny_bundle, tiny_manifest, monkeypatch
+):
+    detector, before = tiny_bundle.build(), (tiny_bundle.folder / MANIFEST).read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OutputFailed, match="No space left"):
+        save_bundle(tiny_bundle.folder, tiny_manifest, detector, "")
+    assert (tiny_bundle.folder / MANIFEST).read_bytes() == before
+    assert [path.name for path in tiny_bundle.folder.parent.iterdir()] == ["tiny"]
+
+
 def test_percentile_counts_the_reference_below():
     reference = NormalReference("", (0.1, 0.2, 0.3, 0.4))
     assert reference.percentile(0.35) == 75

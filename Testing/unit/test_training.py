@@ -12,7 +12,7 @@ from PIL import Image
 
 from MedAnomalyCLIPLib.bundle import Bundle
 from MedAnomalyCLIPLib.datasets import ImageRecord, read_manifest
-from MedAnomalyCLIPLib.errors import UnreadableImage
+from MedAnomalyCLIPLib.errors import MedAnomalyCLIPError, UnreadableImage
 from MedAnomalyCLIPLib.training.augmentation import random_appearance, random_placement, random_view
 from MedAnomalyCLIPLib.training.captions import caption, subject
 from MedAnomalyCLIPLib.training.checkpoint import load_checkpoint, save_checkpoint
@@ -260,3 +260,6 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
 
     run(data, teacher_weights, work, tmp_path / "bundle", *settings, cpu)
     assert Bundle.load(tmp_path / "bundle").manifest.weights_sha256 == first.weights_sha256
+    for other in ((replace(settings[0], steps=2), settings[1]), (settings[0], replace(settings[1], steps=2))):
+        with pytest.raises(MedAnomalyCLIPError, match="other settings"):
+            run(data, teacher_weights, work, tmp_path / "bundle", *other, cpu)

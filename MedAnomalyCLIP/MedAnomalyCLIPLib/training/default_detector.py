@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
@@ -30,6 +31,7 @@ from ..bundle import (
     save_bundle,
 )
 from ..clip.specification import TowerSpec
+from ..configuration import to_mapping
 from ..datasets.planes import lesion_mask
 from ..datasets.records import ImageRecord, modality_family, read_manifest
 from ..detection import SliceDetector
@@ -141,8 +143,9 @@ def run(
         threshold=0.5,
         training_data=_sources(training),
     )
-    bundle = save_bundle(output, manifest, detector, "")
-    ready = SliceDetector.load(output, device=str(device))
+    # Not in the place of a finished detector before it is one itself.
+    bundle = save_bundle(work / "uncalibrated", manifest, detector, "")
+    ready = SliceDetector.load(bundle.folder, device=str(device))
     manifest = _calibrated(bundle.manifest, ready, [r for r in records if r.split == "valid"])
     quality = _measure(ready, [r for r in records if r.split == "test"])
     manifest = replace(manifest, quality=quality)
@@ -163,9 +166,13 @@ def _tune(
     if finished.is_file():
         detector = AnomalyDetector(DETECTOR)
         try:
+            with safe_open(finished, "pt") as file:
+                settings = (file.metadata() or {}).get("settings")
             detector.load_state_dict(load_file(finished))
         except (SafetensorError, RuntimeError) as error:
             raise BundleInvalid(f"{finished.name} is from another recipe; delete it to tune anew") from error
+        if settings != _settings(tuning):
+            raise BundleInvalid(f"{finished.name} was tuned with other settings; delete it to tune anew")
         return detector.eval()
     normal = [i for i, record in enumerate(records) if can_be_painted(record)]
     lesions = {i: record.mask for i, record in enumerate(records) if record.mask is not None}
@@ -182,9 +189,14 @@ def _tune(
             DETECTOR, clip, learned_from, tuning, lambda x: (x - mean) / std, device=device, on_step=log
         )
     partial = finished.with_suffix(".partial")
-    save_file(detector.state_dict(), partial)
+    save_file(detector.state_dict(), partial, metadata={"settings": _settings(tuning)})
     partial.replace(finished)
     return detector
+
+
+def _settings(tuning: PromptTuning) -> str:
+    """What a detector was tuned with, so that a card never tells other numbers than those that made it."""
+    return json.dumps(to_mapping(tuning), sort_keys=True)
 
 
 def _grey(images: np.ndarray, chosen: Sequence[int]) -> np.ndarray:

@@ -49,7 +49,7 @@ class PromptTuning:
 
     Attributes:
         steps: optimizer steps.
-        batch_size: painted images per step.
+        batch_size: images per step.
         learning_rate: of Adam at the start; it falls to zero along half a cosine (published: constant).
         prompt_length: learnable vectors in front of each phrase.
         real_share: share of each batch that is images with outlined lesions; MediCLIP has none.
@@ -158,9 +158,8 @@ class _Batches:
     def _real(self, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Images with real lesions, (n, S, S), and their outlines filled, moved together."""
         if not self.real_count:
-            return torch.empty(0, self.side, self.side), torch.empty(
-                0, self.side, self.side, dtype=torch.bool
-            )
+            nothing = torch.empty(0, self.side, self.side)
+            return nothing, nothing > 0
         odds = _shares(self.images.lesion_odds)
         chosen = rng.choice(len(self.images.lesions), self.real_count, p=odds)
         pair = np.stack([self.images.lesions[chosen] / np.float32(255), self.images.masks[chosen]], axis=1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..clip.specification import TowerSpec
 from ..clip.tokenizer import create_tokenizer
 from ..clip.towers import TappedClipViT, create_clip
 from ..datasets.records import ImageRecord
+from ..errors import InvalidRequest
 from .augmentation import random_appearance, random_placement
 from .captions import caption, subject
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -120,6 +121,9 @@ def train_tower(
         device: where to run.
         on_step: called with the step, from 1, and the loss terms.
 
+    Raises:
+        InvalidRequest: the checkpoint was trained with other settings.
+
     Returns:
         The open_clip model with averaged weights, on the CPU.
     """
@@ -135,7 +139,15 @@ def train_tower(
     teacher.fit_statistics(batches.plain_sample(384).to(device))
     optimizer = torch.optim.AdamW(_parameter_groups(student, training.weight_decay), betas=(0.9, 0.98))
     modules = {"student": student, "average": average}
-    start = load_checkpoint(checkpoint, modules, optimizer)["step"] if checkpoint.is_file() else 0
+    settings = {k: v for k, v in asdict(training).items() if k != "checkpoint_every"}
+    start = 0
+    if checkpoint.is_file():
+        notes = load_checkpoint(checkpoint, modules, optimizer)
+        if notes.get("settings") != settings:
+            raise InvalidRequest(
+                f"{checkpoint.name} was trained with other settings; delete it to start anew"
+            )
+        start = notes["step"]
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
 
     student.train()
@@ -161,7 +173,7 @@ def train_tower(
         if on_step is not None:
             on_step(step, {name: term.item() for name, term in {"loss": loss.detach(), **terms}.items()})
         if step % training.checkpoint_every == 0 or step == training.steps:
-            save_checkpoint(checkpoint, modules, optimizer, {"step": step})
+            save_checkpoint(checkpoint, modules, optimizer, {"step": step, "settings": settings})
     return average.module.clip.cpu().eval()
 
 
