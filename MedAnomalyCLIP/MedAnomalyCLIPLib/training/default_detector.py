@@ -8,7 +8,6 @@ images are looked at once, for the figures on the model card.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +30,7 @@ from ..bundle import (
     save_bundle,
 )
 from ..clip.specification import TowerSpec
+from ..clip.towers import text_side
 from ..configuration import to_mapping
 from ..datasets.planes import lesion_mask
 from ..datasets.records import ImageRecord, modality_family, read_manifest
@@ -43,6 +43,7 @@ from ..evaluation.metrics import best_f1_threshold
 from ..preprocess import PreprocessSpec, WindowRule
 from ..runtime import select_device
 from .image_set import pack, read_square_mask
+from .log import TrainingLog
 from .model_card import model_card
 from .prompt_tuning import PromptTuning, TuningImages, tune_prompts
 from .tower import CLIP_MEAN, CLIP_STD, TowerTraining, train_tower
@@ -119,7 +120,7 @@ def run(
     records = [r for name in ("manifest.csv", "pool/manifest.csv") for r in _manifest(data / name)]
     training = [r for r in records if r.split in ("train", "pool")]
     images = pack(training, work / f"images-{PACKED_SIDE}.npy", PACKED_SIDE, _bar("pack"))
-    with _Log(work / "tower.csv", tower_training.steps) as log:
+    with TrainingLog(work / "log" / "tower", tower_training.steps, title="tower") as log:
         clip = train_tower(
             TOWER,
             training,
@@ -128,7 +129,7 @@ def run(
             tower_training,
             work / "tower.safetensors",
             device=device,
-            on_step=log,
+            on_step=log.step,
         )
     detector = _tune(training, images, clip, tuning, device, work)
 
@@ -150,7 +151,7 @@ def run(
     quality = _measure(ready, [r for r in records if r.split == "test"])
     manifest = replace(manifest, quality=quality)
     settings = {"tower": asdict(tower_training), "prompts": asdict(tuning)}
-    save_bundle(output, manifest, detector, model_card(manifest, settings))
+    save_bundle(output, manifest, detector, model_card(manifest, settings), text_side(clip))
 
 
 def _tune(
@@ -184,9 +185,9 @@ def _tune(
         lesion_odds=_odds([records[i] for i in lesions]),
     )
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    with _Log(work / "prompts.csv", tuning.steps) as log:
+    with TrainingLog(work / "log" / "prompts", tuning.steps, title="prompts") as log:
         detector = tune_prompts(
-            DETECTOR, clip, learned_from, tuning, lambda x: (x - mean) / std, device=device, on_step=log
+            DETECTOR, clip, learned_from, tuning, lambda x: (x - mean) / std, device=device, on_step=log.step
         )
     partial = finished.with_suffix(".partial")
     save_file(detector.state_dict(), partial, metadata={"settings": _settings(tuning)})
@@ -266,32 +267,6 @@ def _bar(title: str) -> Callable[[int, int], None]:
             bar.close()
 
     return show
-
-
-class _Log:
-    """Loss terms as a progress bar and as lines of a CSV file, which goes on after an interruption."""
-
-    def __init__(self, path: Path, steps: int) -> None:
-        self.path, self.steps = path, steps
-
-    def __enter__(self) -> _Log:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("a", newline="", encoding="utf-8")
-        self.writer = csv.writer(self.file)
-        self.bar = tqdm(total=self.steps, desc=self.path.stem, disable=None)
-        return self
-
-    def __call__(self, step: int, terms: dict[str, float]) -> None:
-        if self.file.tell() == 0:
-            self.writer.writerow(["step", *terms])
-        self.writer.writerow([step, *(f"{value:.5f}" for value in terms.values())])
-        self.file.flush()
-        self.bar.update(step - self.bar.n)
-        self.bar.set_postfix(loss=f"{terms['loss']:.3f}")
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        self.file.close()
 
 
 if __name__ == "__main__":
