@@ -1,5 +1,8 @@
 """A detector on disk: `bundle.json`, `weights.safetensors` and `MODEL_CARD.md`, nothing executable.
 
+`text_tower.safetensors` is the other half of the detector's CLIP. Detection needs it not, since text features
+are stored; new detectors are trained from it.
+
 Every field of the JSON is checked by name and type, the weights by size, hash, key, shape and type, before
 anything is built from them.
 """
@@ -10,9 +13,10 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,10 +28,13 @@ from .preprocess import PreprocessSpec
 from .resources import resource_path
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .detectors.detector import AnomalyDetector
 
 FORMAT = 1
 MANIFEST, WEIGHTS, CARD = "bundle.json", "weights.safetensors", "MODEL_CARD.md"
+TEXT_TOWER = "text_tower.safetensors"
 _LARGEST_MANIFEST = 4 * 2**20
 
 
@@ -83,6 +90,7 @@ class BundleManifest:
         training_data: what the weights were learned from.
         quality: measured figures, {test set: {figure: value}}.
         weights_bytes, weights_sha256: of `weights.safetensors`.
+        text_bytes, text_sha256: of `text_tower.safetensors`; 0 and "" where there is none.
     """
 
     format: int
@@ -99,6 +107,8 @@ class BundleManifest:
     quality: dict[str, dict[str, float]] | None = None
     weights_bytes: int = 0
     weights_sha256: str = ""
+    text_bytes: int = 0
+    text_sha256: str = ""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -144,16 +154,9 @@ class Bundle:
         """
         folder = Path(folder)
         manifest = _read_manifest(folder / MANIFEST)
-        weights = folder / WEIGHTS
-        if not weights.is_file():
-            raise BundleInvalid(f"{folder.name} has no {WEIGHTS}; copy the whole folder of the detector")
-        if (
-            weights.stat().st_size != manifest.weights_bytes
-            or file_sha256(weights) != manifest.weights_sha256
-        ):
-            raise BundleInvalid(
-                f"{folder.name}/{WEIGHTS} is incomplete or was altered; get the detector again"
-            )
+        _check_file(folder / WEIGHTS, manifest.weights_bytes, manifest.weights_sha256)
+        if manifest.text_sha256:
+            _check_file(folder / TEXT_TOWER, manifest.text_bytes, manifest.text_sha256)
         card = folder / CARD
         return cls(folder, manifest, card.read_text(encoding="utf-8") if card.is_file() else "")
 
@@ -163,61 +166,69 @@ class Bundle:
         Raises:
             BundleInvalid: the weights do not fit the network that the manifest describes.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         from .detectors.detector import AnomalyDetector
 
         detector = AnomalyDetector(self.manifest.detector)
-        try:
-            state = load_file(self.folder / WEIGHTS)
-        except (SafetensorError, OSError) as error:
-            raise BundleInvalid(f"{self.folder.name}/{WEIGHTS} cannot be read: {error}") from error
-        expected = detector.state_dict()
-        wrong = [
-            key
-            for key in expected.keys() | state.keys()
-            if key not in expected
-            or key not in state
-            or expected[key].shape != state[key].shape
-            or expected[key].is_floating_point() != state[key].is_floating_point()
-        ]
-        if wrong:
-            raise BundleInvalid(
-                f"{len(wrong)} tensors in {self.folder.name}/{WEIGHTS} do not fit the detector that "
-                f"{MANIFEST} describes, among them {', '.join(sorted(wrong)[:3])}"
-            )
-        detector.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
+        _load_exactly(detector, _read_tensors(self.folder / WEIGHTS), f"{self.folder.name}/{WEIGHTS}")
         return detector.eval()
 
+    def build_clip(self) -> Any:
+        """Both towers of the detector's CLIP, in float32 on the CPU: open_clip's model.
 
-def save_bundle(folder: Path, manifest: BundleManifest, detector: AnomalyDetector, card: str) -> Bundle:
+        Raises:
+            BundleInvalid: the bundle comes without the text tower, or its weights do not fit.
+        """
+        from .clip.towers import create_clip
+
+        if not self.manifest.text_sha256:
+            raise BundleInvalid(
+                f"{self.folder.name} comes without the text tower of its CLIP, which is needed to train on it"
+            )
+        clip = create_clip(self.manifest.detector.tower)
+        of_tower = "tower."
+        vision = {
+            key[len(of_tower) :]: value
+            for key, value in _read_tensors(self.folder / WEIGHTS).items()
+            if key.startswith(of_tower)
+        }
+        text = _read_tensors(self.folder / TEXT_TOWER)
+        _load_exactly(clip, vision | text, f"{self.folder.name}/{TEXT_TOWER}")
+        return clip.eval()
+
+
+def save_bundle(
+    folder: Path,
+    manifest: BundleManifest,
+    detector: AnomalyDetector,
+    card: str,
+    text_tower: Mapping[str, Tensor] | None = None,
+) -> Bundle:
     """Write a bundle; the folder appears when it is complete, in place of one that was there.
 
     Weights are stored in half precision: their rounding moves maps far less than other hardware does.
 
+    Args:
+        folder: where to.
+        manifest: what to say of it; sizes and hashes of files are filled in here.
+        detector: whose weights to write.
+        card: its model card, Markdown.
+        text_tower: state of its CLIP without the vision tower, for detectors that others are trained from.
+
     Raises:
         OutputFailed: the folder cannot be written.
     """
-    import torch
-    from safetensors.torch import save_file
-
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             partial.chmod(0o755)
-            tensors = {
-                key: (value.to(torch.float16) if value.is_floating_point() else value).contiguous()
-                for key, value in detector.state_dict().items()
-            }
-            save_file(tensors, partial / WEIGHTS)
-            (partial / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+            size, sha256 = _write_tensors(partial / WEIGHTS, detector.state_dict())
             manifest = replace(
-                manifest,
-                weights_bytes=(partial / WEIGHTS).stat().st_size,
-                weights_sha256=file_sha256(partial / WEIGHTS),
+                manifest, weights_bytes=size, weights_sha256=sha256, text_bytes=0, text_sha256=""
             )
+            if text_tower is not None:
+                size, sha256 = _write_tensors(partial / TEXT_TOWER, text_tower)
+                manifest = replace(manifest, text_bytes=size, text_sha256=sha256)
             text = json.dumps(to_mapping(manifest), indent=2)
             (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
             (partial / CARD).write_text(card, encoding="utf-8")
@@ -239,6 +250,63 @@ def file_sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    where = f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise BundleInvalid(f"{path.parent.name} has no {path.name}; copy the whole folder of the detector")
+    if path.stat().st_size != size or file_sha256(path) != sha256:
+        raise BundleInvalid(f"{where} is incomplete or was altered; get the detector again")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BundleInvalid(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
+
+
+def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Write a state in half precision; returns size and hash of the file."""
+    import torch
+    from safetensors.torch import save_file
+
+    save_file(
+        {
+            key: (value.to(torch.float16) if value.is_floating_point() else value).contiguous()
+            for key, value in state.items()
+        },
+        path,
+    )
+    path.chmod(0o644)  # safetensors writes for the owner alone
+    return path.stat().st_size, file_sha256(path)
+
+
+def _load_exactly(module: Any, state: Mapping[str, Tensor], where: str) -> None:
+    """Put weights in place, each in the precision that the module has.
+
+    Raises:
+        BundleInvalid: a tensor is missing, has no place, or is of another shape or kind.
+    """
+    expected = module.state_dict()
+    wrong = [
+        key
+        for key in expected.keys() | state.keys()
+        if key not in expected
+        or key not in state
+        or expected[key].shape != state[key].shape
+        or expected[key].is_floating_point() != state[key].is_floating_point()
+    ]
+    if wrong:
+        raise BundleInvalid(
+            f"{len(wrong)} tensors in {where} do not fit what {MANIFEST} describes, among them "
+            f"{', '.join(sorted(wrong)[:3])}"
+        )
+    module.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
 
 
 def _read_manifest(path: Path) -> BundleManifest:

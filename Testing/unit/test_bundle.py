@@ -9,7 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from MedAnomalyCLIPLib.bundle import MANIFEST, WEIGHTS, Bundle, NormalReference, file_sha256, save_bundle
+from MedAnomalyCLIPLib.bundle import (
+    MANIFEST,
+    TEXT_TOWER,
+    WEIGHTS,
+    Bundle,
+    NormalReference,
+    default_bundle_path,
+    file_sha256,
+    save_bundle,
+)
+from MedAnomalyCLIPLib.clip.towers import create_clip, text_side
 from MedAnomalyCLIPLib.errors import BundleInvalid, OutputFailed
 
 
@@ -42,6 +52,34 @@ def test_bundle_holds_no_text_tower(tiny_bundle):
     keys = load_file(tiny_bundle.folder / WEIGHTS).keys()
     assert "text_bank" in keys
     assert not [key for key in keys if "token_embedding" in key]
+
+
+def test_both_towers_of_a_clip_come_back_from_a_bundle(tiny_bundle, tiny_manifest, tmp_path):
+    clip = create_clip(tiny_manifest.detector.tower)
+    detector = tiny_bundle.build()
+    bundle = save_bundle(tmp_path / "both", tiny_manifest, detector, "", text_side(clip))
+    again = Bundle.load(bundle.folder).build_clip().state_dict()
+    expected = text_side(clip) | {f"visual.{k}": v for k, v in detector.tower.visual.state_dict().items()}
+    assert again.keys() == expected.keys()
+    assert all(torch.allclose(again[key], value, rtol=1e-3, atol=1e-4) for key, value in expected.items())
+
+
+def test_a_bundle_without_a_text_tower_says_so_when_a_clip_is_asked_for(tiny_bundle):
+    with pytest.raises(BundleInvalid, match="without the text tower"):
+        tiny_bundle.build_clip()
+
+
+def test_an_altered_text_tower_is_noticed(tiny_bundle, tiny_manifest, tmp_path):
+    clip = create_clip(tiny_manifest.detector.tower)
+    folder = save_bundle(tmp_path / "both", tiny_manifest, tiny_bundle.build(), "", text_side(clip)).folder
+    (folder / TEXT_TOWER).unlink()
+    with pytest.raises(BundleInvalid, match=TEXT_TOWER):
+        Bundle.load(folder)
+
+
+def test_the_bundled_detector_brings_a_whole_clip():
+    clip = Bundle.load(default_bundle_path()).build_clip()
+    assert clip.visual.output_dim == clip.text_projection.shape[1]
 
 
 def test_saving_again_replaces_the_folder_whole(tiny_bundle, tiny_manifest):

@@ -206,7 +206,7 @@ def test_gradients_of_adaclips_text_adapters_and_class_head_are_the_published_on
     tokens = TappedTokens(
         tuple(stored[:, None, 1:]), tuple(stored[:, None, 0]), arrays["out/pooled_img1"], GRID
     )
-    seen = system.detector.align_tokens(tokens)._replace(plain=arrays["out/plain_pooled_img1"])
+    seen = system.detector.align_tokens(tokens, system.detector.text(arrays["out/plain_pooled_img1"]))
     follow_adaclip(system, seen, arrays["in/mask[1:]"][:, 0])
     system.agree("text.", "adapters.", "class_head.")
 

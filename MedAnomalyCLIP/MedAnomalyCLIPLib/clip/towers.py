@@ -174,6 +174,11 @@ def create_text_tower(spec: TowerSpec) -> nn.Module:
     return clip
 
 
+def text_side(clip: nn.Module) -> dict[str, Tensor]:
+    """State of a CLIP without its vision tower."""
+    return {key: value for key, value in clip.state_dict().items() if not key.startswith("visual.")}
+
+
 def create_vision_tower(spec: TowerSpec) -> TappedClipViT:
     """The vision tower alone, with random weights: what inference needs."""
     config = model_config(spec)

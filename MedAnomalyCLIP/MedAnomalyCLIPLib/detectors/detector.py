@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from ..clip.towers import Inject, TappedClipViT, TappedTokens, create_vision_tow
 from ..errors import InvalidRequest
 from .adapters import LinearAdapter, StreamTokens, TwoHeadAdapter
 from .clusters import cluster_feature
+from .denoiser import Denoiser
 from .fusion import RangeFusion
 from .memory import MemoryBank
 from .scoring import (
@@ -62,14 +63,16 @@ class Aligned(NamedTuple):
         detection: what a score of patches is made of; the same where an adapter has one head.
         grid: (h, w) of the patches.
         pooled: (B, E) CLIP's own feature of the images.
-        plain: (B, E) the same of a pass without prompts, where prompts ask for it.
+        text: (2, E) or (B, 2, E) text features beside which they were aligned; None for the stored text bank.
+        tokens: what the tower gave, before any denoising, where adapters stand beside its stream.
     """
 
     segmentation: HeadFeatures
     detection: HeadFeatures
     grid: tuple[int, int]
     pooled: Tensor
-    plain: Tensor | None = None
+    text: Tensor | None = None
+    tokens: TappedTokens | None = None
 
 
 class AnomalyDetector(nn.Module):
@@ -106,6 +109,8 @@ class AnomalyDetector(nn.Module):
                 GatedFusion(channels, width, resize=fused.resize, join=fused.join)
                 for channels in fused.channels
             )
+        if spec.denoiser is not None:
+            self.denoiser = Denoiser(spec.denoiser, taps, width, embed_dim)
         if spec.image_score == "class_and_clusters":
             self.class_head = nn.Linear(embed_dim, embed_dim)
         if spec.memory is not None:
@@ -133,19 +138,26 @@ class AnomalyDetector(nn.Module):
 
     def text_features(self, aligned: Aligned) -> Tensor:
         """(2, E) for all images, or (B, 2, E) where each takes part in its text."""
-        if self.spec.text.prompts == "hybrid" and aligned.plain is not None:
-            return self.text(aligned.plain)
-        return self.text_bank
+        return self.text_bank if aligned.text is None else aligned.text
 
-    def align(self, images: Tensor, features: Sequence[Tensor] | None = None) -> Aligned:
-        """The tower's tokens with whatever changes its stream, through the adapters; (B, 3, S, S) in."""
+    def align(
+        self, images: Tensor, features: Sequence[Tensor] | None = None, text: Tensor | None = None
+    ) -> Aligned:
+        """The tower's tokens with whatever changes its stream, through denoiser and adapters.
+
+        Args:
+            images: (B, 3, S, S).
+            features: for each tap (B, channels, any height, any width), where the specification fuses them.
+            text: (2, E) or (B, 2, E); None for the detector's own, stored or made for each image.
+        """
         plain = None
         if self.spec.text.prompts == "hybrid" or self.spec.visual_prompts is not None:
             with torch.no_grad():
                 plain = self.tower(images).pooled
+        if text is None and self.spec.text.prompts == "hybrid":
+            text = self.text(plain)
         if self.spec.adapter.kind == "linear":
-            tokens = self.tower(images, self._prompts_and_features(plain, features))
-            return self.align_tokens(tokens)._replace(plain=plain)
+            return self.align_tokens(self.tower(images, self._prompts_and_features(plain, features)), text)
         taken: list[StreamTokens] = []
 
         def inject(layer: int, tokens: Tensor) -> Tensor:
@@ -159,7 +171,7 @@ class AnomalyDetector(nn.Module):
             HeadFeatures(tuple(h[:, 1:].float() for h in head), tuple(h[:, 0].float() for h in head))
             for head in ([t.segmentation for t in taken], [t.detection for t in taken])
         )
-        return Aligned(segmentation, detection, tapped.grid, tapped.pooled, plain)
+        return Aligned(segmentation, detection, tapped.grid, tapped.pooled, text)
 
     def _prompts_and_features(self, plain: Tensor | None, features: Sequence[Tensor] | None) -> Inject | None:
         """What is put into the stream beside linear adapters, if anything."""
@@ -181,18 +193,57 @@ class AnomalyDetector(nn.Module):
 
         return inject
 
-    def align_tokens(self, tokens: TappedTokens) -> Aligned:
-        """Tapped tokens through the linear adapters."""
+    def align_tokens(self, tokens: TappedTokens, text: Tensor | None = None) -> Aligned:
+        """Tapped tokens through denoiser and linear adapters.
+
+        Args:
+            tokens: as the tower gave them.
+            text: (2, E) or (B, 2, E); None for the stored text bank.
+
+        Raises:
+            InvalidRequest: the denoiser needs text that each image takes part in, and none is given.
+        """
+        seen = tokens
+        if self.spec.denoiser is not None:
+            if text is None and self.spec.text.prompts == "hybrid":
+                raise InvalidRequest("Hand in the images' text beside their tokens: the denoiser looks at it")
+            seen = self.denoiser(tokens, self.text_bank if text is None else text)
         patches, classes = (
             tuple(adapter(t.float()).float() for adapter, t in zip(self.adapters, taps, strict=True))
-            for taps in (tokens.patches, tokens.classes)
+            for taps in (seen.patches, seen.classes)
         )
         head = HeadFeatures(patches, classes)
-        return Aligned(head, head, tokens.grid, tokens.pooled.float())
+        return Aligned(head, head, tokens.grid, tokens.pooled.float(), text, tokens)
+
+    def denoising_loss(self, tokens: TappedTokens, text: Tensor, generator: torch.Generator) -> Tensor:
+        """What the denoiser learns from, a scalar; see `Denoiser.loss`.
+
+        Args:
+            tokens: as the tower gave them (`Aligned.tokens`); they get no gradient.
+            text: (2, E) or (B, 2, E); neither does it.
+            generator: of all random numbers.
+
+        Raises:
+            InvalidRequest: this detector has no denoiser.
+        """
+        return self._denoiser().loss(tokens, text, generator)
+
+    def fit_token_statistics(self, batches: Iterable[TappedTokens]) -> None:
+        """Learn the mean and spread of the tower's tokens, which the denoiser needs before it is trained.
+
+        Raises:
+            InvalidRequest: this detector has no denoiser, or there are no tokens.
+        """
+        self._denoiser().fit_statistics(batches)
+
+    def _denoiser(self) -> Denoiser:
+        if self.spec.denoiser is None:
+            raise InvalidRequest("This detector has no denoiser; its specification must give it one")
+        return self.denoiser
 
     def map_tokens(self, tokens: TappedTokens, text: Tensor) -> Tensor:
         """(B, S, S) anomaly map of tapped tokens, before smoothing; text is (2, E) or (B, 2, E)."""
-        return self.map_features(self.align_tokens(tokens), text)
+        return self.map_features(self.align_tokens(tokens, text), text)
 
     def map_features(self, aligned: Aligned, text: Tensor) -> Tensor:
         """(B, S, S) anomaly map from text alone, before smoothing; text is (2, E) or (B, 2, E)."""

@@ -19,6 +19,7 @@ IMAGE_SCORES = ("max_map", "mean_map", "mean_patch", "class_and_clusters")
 ENLARGED = ("logits", "probabilities")
 RESIZES = ("grid", "line")
 JOINS = ("zero", "norm")
+SCHEDULES = ("linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,38 @@ class FeatureFusionSpec:
 
 
 @dataclass(frozen=True)
+class DenoiserSpec:
+    """Diffusion in token space between the taps and their adapters, see `denoiser.Denoiser`.
+
+    Attributes:
+        steps: K, deterministic steps from the start level down to clean; 0 leaves tokens as they are.
+        start: noise level that the tower's tokens are taken to have, of `levels`. Training covers the levels
+            up to it; so `steps`, and a lower start, can be chosen afterwards.
+        schedule: "linear" or "cosine".
+        levels: T, noise levels of the schedule.
+        width: of the network's bottleneck.
+        blocks: of the network.
+    """
+
+    steps: int = 4
+    start: int = 100
+    schedule: str = "linear"
+    levels: int = 1000
+    width: int = 128
+    blocks: int = 2
+
+    def __post_init__(self) -> None:
+        _known(self.schedule, SCHEDULES)
+        if not 0 <= self.steps <= self.start or not 1 <= self.start <= self.levels:
+            raise BundleInvalid(
+                f"A denoiser starts at one of its {self.levels} levels, not at {self.start}, and takes at "
+                f"most as many steps down, not {self.steps}"
+            )
+        if self.width < 4 or self.width % 4 or self.blocks < 1:
+            raise BundleInvalid("A denoiser's width must be a multiple of 4, and it needs at least one block")
+
+
+@dataclass(frozen=True)
 class ClusterSpec:
     """How much of an image's feature the clusters of its most abnormal patches are, see `clusters`.
 
@@ -189,6 +222,7 @@ class DetectorSpec:
         feature_fusion: feature maps from elsewhere, if any; they are handed in beside the images.
         clusters: numbers of "class_and_clusters".
         enlarged: what is brought from patches to pixels, see `scoring.anomaly_map`.
+        denoiser: what tapped patch tokens pass before linear adapters, if anything.
     """
 
     tower: TowerSpec
@@ -203,6 +237,7 @@ class DetectorSpec:
     feature_fusion: FeatureFusionSpec | None = None
     clusters: ClusterSpec = field(default_factory=ClusterSpec)
     enlarged: str = "logits"
+    denoiser: DenoiserSpec | None = None
 
     def __post_init__(self) -> None:
         _known(self.fusion, FUSIONS)
@@ -213,6 +248,10 @@ class DetectorSpec:
             raise BundleInvalid(f"There must be a feature map for each tap, not {len(fused.channels)} in all")
         if self.adapter.kind != "linear" and (fused or self.visual_prompts):
             raise BundleInvalid("Adapters in the stream go with no other change of it")
+        if self.adapter.kind != "linear" and self.denoiser is not None:
+            raise BundleInvalid(
+                "A denoiser stands between taps and linear adapters; adapters in the stream leave it no place"
+            )
         if not self.scale > 0 or not self.smoothing >= 0:
             raise BundleInvalid("The detector's scale must be positive and its smoothing not negative")
 

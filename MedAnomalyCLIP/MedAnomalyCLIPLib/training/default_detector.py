@@ -30,6 +30,7 @@ from ..bundle import (
     save_bundle,
 )
 from ..clip.specification import TowerSpec
+from ..clip.towers import text_side
 from ..configuration import to_mapping
 from ..datasets.planes import lesion_mask
 from ..datasets.records import ImageRecord, modality_family, read_manifest
@@ -150,7 +151,7 @@ def run(
     quality = _measure(ready, [r for r in records if r.split == "test"])
     manifest = replace(manifest, quality=quality)
     settings = {"tower": asdict(tower_training), "prompts": asdict(tuning)}
-    save_bundle(output, manifest, detector, model_card(manifest, settings))
+    save_bundle(output, manifest, detector, model_card(manifest, settings), text_side(clip))
 
 
 def _tune(

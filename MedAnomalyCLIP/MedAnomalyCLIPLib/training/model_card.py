@@ -32,6 +32,9 @@ learned vectors (the parts of MediCLIP, MICCAI 2024), fitted to anomalies painte
 the outlined lesions of the training images. Thresholds come from validation images. The test images below
 took no part in fitting or in thresholds.
 
+`text_tower.safetensors` is the small text tower. Detection does not read it; other detectors are trained from
+it, and it stands under the same terms.
+
 Settings:
 
 ```json
