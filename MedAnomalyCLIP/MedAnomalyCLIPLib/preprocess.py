@@ -230,7 +230,8 @@ class SlicePreprocessor:
         if self.spec.colour == "grey" and len(fitted) == 3:
             fitted = fitted.mean(0, keepdim=True)
         tensor = self._finish[len(fitted)](fitted).as_tensor()
-        return Prepared(tensor, _valid_square(valid, fit), fit, (low, high))
+        inside = np.ones(plane.shape, dtype=bool) if valid is None else valid
+        return Prepared(tensor, mask_in_square(inside, fit), fit, (low, high))
 
     def map_back(self, network_map: torch.Tensor | np.ndarray, fit: SquareFit) -> np.ndarray:
         """Bring a map on the network's square back to a plane's own pixels.
@@ -322,19 +323,19 @@ def _resized(image: torch.Tensor, shape: tuple[int, int], interpolation: str) ->
     )[0]
 
 
-def _valid_square(valid: np.ndarray | None, fit: SquareFit) -> torch.Tensor:
-    """(S, S) bool: network pixels whose centre lies on a valid pixel of the plane (H, W)."""
+def mask_in_square(mask: np.ndarray, fit: SquareFit) -> torch.Tensor:
+    """A mask on a plane's pixels, in the network's square: what lies under each pixel's centre.
+
+    Shapes:
+        mask: (H, W) bool.
+        returns: (S, S) bool, False on the padding.
+    """
     import torch
 
     square = torch.zeros(fit.size, fit.size, dtype=torch.bool)
     inside = square[fit.top : fit.top + fit.fitted_shape[0], fit.left : fit.left + fit.fitted_shape[1]]
-    if valid is None:
-        inside[...] = True
-    else:
-        image = torch.from_numpy(valid.astype(np.float32))[None, None]
-        inside[...] = (
-            torch.nn.functional.interpolate(image, fit.fitted_shape, mode="nearest-exact")[0, 0] > 0.5
-        )
+    image = torch.from_numpy(np.ascontiguousarray(mask, dtype=np.float32))[None, None]
+    inside[...] = torch.nn.functional.interpolate(image, fit.fitted_shape, mode="nearest-exact")[0, 0] > 0.5
     return square
 
 
@@ -351,3 +352,11 @@ def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise BundleInvalid(f"{name} must be a finite number, not {value!r}")
     return float(value)
+
+
+# Soft tissue in CT; MR has no units, and a few pixels far brighter than all others; pictures as they are.
+STANDARD_WINDOWS: Mapping[str, WindowRule] = {
+    DEFAULT_WINDOW: WindowRule("full"),
+    "CT": WindowRule("range", -160.0, 240.0),
+    "MR": WindowRule("percentile", 0.5, 99.5),
+}

@@ -27,15 +27,15 @@ Research use only. A candidate, not a diagnosis.
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Lets the first Ctrl-C finish the slice in progress; the second one stops at once."""
+def stop_on_interrupt(unit: str = "slice") -> Iterator[Callable[[], bool]]:
+    """Lets the first Ctrl-C finish the slice, or other unit, in progress; the second one stops at once."""
     stop = threading.Event()
 
     def on_interrupt(_signal: int, _frame: object) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        print("\nStopping after this slice; Ctrl-C again stops at once.", file=sys.stderr)
+        print(f"\nStopping after this {unit}; Ctrl-C again stops at once.", file=sys.stderr)
 
     previous = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -121,10 +121,22 @@ class AnomalyDetector(nn.Module):
 
     def forward(self, images: Tensor, valid: Tensor, features: Sequence[Tensor] | None = None) -> Detection:
         aligned = self.align(images, features)
-        text = self.text_features(aligned)
+        distances = None if self.spec.memory is None else self.memory(self.map_head(aligned).patches)
+        return self.decide(aligned, self.text_features(aligned), valid, distances)
+
+    def decide(
+        self, aligned: Aligned, text: Tensor, valid: Tensor, distances: Sequence[Tensor] | None = None
+    ) -> Detection:
+        """Map and score of aligned images.
+
+        Args:
+            aligned: B images.
+            text: (2, E) or (B, 2, E).
+            valid: (B, S, S) bool, False on padding.
+            distances: of their patches to the memory, L times (B, N); None to go by text alone.
+        """
         maps = self.map_features(aligned, text)
-        if self.spec.memory is not None:
-            distances = self.memory(self.map_head(aligned).patches)
+        if distances is not None:
             maps = self.map_fusion(maps, self.distance_map(distances, aligned.grid))
         maps = smooth(maps, self.spec.smoothing).masked_fill(~valid, 0.0)
         if self.spec.image_score == "class_and_clusters":
@@ -132,7 +144,7 @@ class AnomalyDetector(nn.Module):
         if self.spec.image_score != "mean_patch":
             return Detection(maps, image_score(maps, valid, self.spec.image_score))
         scores = self.patch_score(aligned, text, valid)
-        if self.spec.memory is not None:
+        if distances is not None:
             scores = self.score_fusion(scores, self.distance_score(distances, aligned.grid, valid))
         return Detection(maps, scores)
 
@@ -140,8 +152,19 @@ class AnomalyDetector(nn.Module):
         """(2, E) for all images, or (B, 2, E) where each takes part in its text."""
         return self.text_bank if aligned.text is None else aligned.text
 
+    def plain_features(self, images: Tensor) -> Tensor | None:
+        """(B, E) features of a pass without prompts, where prompts ask for them; they get no gradient."""
+        if self.spec.text.prompts != "hybrid" and self.spec.visual_prompts is None:
+            return None
+        with torch.no_grad():
+            return self.tower(images).pooled
+
     def align(
-        self, images: Tensor, features: Sequence[Tensor] | None = None, text: Tensor | None = None
+        self,
+        images: Tensor,
+        features: Sequence[Tensor] | None = None,
+        text: Tensor | None = None,
+        plain: Tensor | None = None,
     ) -> Aligned:
         """The tower's tokens with whatever changes its stream, through denoiser and adapters.
 
@@ -149,15 +172,13 @@ class AnomalyDetector(nn.Module):
             images: (B, 3, S, S).
             features: for each tap (B, channels, any height, any width), where the specification fuses them.
             text: (2, E) or (B, 2, E); None for the detector's own, stored or made for each image.
+            plain: (B, E) from `plain_features`, where they are at hand.
         """
-        plain = None
-        if self.spec.text.prompts == "hybrid" or self.spec.visual_prompts is not None:
-            with torch.no_grad():
-                plain = self.tower(images).pooled
+        plain = self.plain_features(images) if plain is None else plain
         if text is None and self.spec.text.prompts == "hybrid":
             text = self.text(plain)
         if self.spec.adapter.kind == "linear":
-            return self.align_tokens(self.tower(images, self._prompts_and_features(plain, features)), text)
+            return self.align_tokens(self.tap(images, features, plain), text)
         taken: list[StreamTokens] = []
 
         def inject(layer: int, tokens: Tensor) -> Tensor:
@@ -192,6 +213,12 @@ class AnomalyDetector(nn.Module):
             return append_prompts(layer, tokens, prompts)
 
         return inject
+
+    def tap(
+        self, images: Tensor, features: Sequence[Tensor] | None = None, plain: Tensor | None = None
+    ) -> TappedTokens:
+        """The tower's tokens, for adapters that stand beside its stream; arguments as for `align`."""
+        return self.tower(images, self._prompts_and_features(plain, features))
 
     def align_tokens(self, tokens: TappedTokens, text: Tensor | None = None) -> Aligned:
         """Tapped tokens through denoiser and linear adapters.

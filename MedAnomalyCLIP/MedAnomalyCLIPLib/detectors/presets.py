@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..clip.specification import TowerSpec
+from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
 from .specification import (
     AdapterSpec,
     DenoiserSpec,
@@ -37,6 +38,13 @@ class Preset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: str
+
+    @property
+    def preprocess(self) -> PreprocessSpec:
+        """How a slice becomes the system's input; its authors read pictures that were windowed before."""
+        return PreprocessSpec(
+            self.detector.tower.image_size, self.mean, self.std, dict(STANDARD_WINDOWS), self.interpolation
+        )
 
 
 def _mvfa(image_score: str, map_head: str = "segmentation", memory: MemorySpec | None = None) -> Preset:

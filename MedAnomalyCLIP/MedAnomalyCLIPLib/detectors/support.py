@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import InvalidRequest
-from .detector import Aligned, AnomalyDetector
+from .detector import Aligned, AnomalyDetector, Detection
 from .memory import nearest_distance
 
 NORMAL_ONLY_HEADROOM = 2.0  # anomalies lie above all that normal images show, about as far again
@@ -32,7 +32,9 @@ class SupportSet(NamedTuple):
 
 
 @torch.no_grad()
-def remember(detector: AnomalyDetector, normal: SupportSet, abnormal: SupportSet | None = None) -> None:
+def remember(
+    detector: AnomalyDetector, normal: SupportSet, abnormal: SupportSet | None = None
+) -> list[Detection]:
     """Fill the memory with the patches of normal images, and set the ranges of text and memory.
 
     An image would be its own nearest neighbour. So its evidence for the ranges is measured against a memory
@@ -41,6 +43,10 @@ def remember(detector: AnomalyDetector, normal: SupportSet, abnormal: SupportSet
     Args:
         detector: with a memory in its specification; changed in place.
         normal, abnormal: the support set.
+
+    Returns:
+        What the detector says of each normal image when neither it nor another view of it is in the memory;
+        one image each.
 
     Raises:
         InvalidRequest: the detector has no memory, the memory has more rows than the images have patches, or
@@ -56,19 +62,26 @@ def remember(detector: AnomalyDetector, normal: SupportSet, abnormal: SupportSet
     everything = _joined(rows)
     detector.memory.fill(everything)
 
-    evidence = []
-    for aligned, valid, original in zip(seen, normal.valid, originals, strict=True):
+    held_out = []
+    for aligned, original in zip(seen, originals, strict=True):
         others = _joined([r for r, o in zip(rows, originals, strict=True) if o != original])
-        evidence.append(_evidence(detector, aligned, valid[None], others))
+        held_out.append(_distances(detector, aligned, others))
+    evidence = [
+        _evidence(detector, *found) for found in zip(seen, normal.valid[:, None], held_out, strict=True)
+    ]
     if abnormal is not None:
-        evidence += [
-            _evidence(detector, detector.align(image[None]), valid[None], everything)
-            for image, valid in zip(abnormal.images, abnormal.valid, strict=True)
-        ]
+        for image, valid in zip(abnormal.images, abnormal.valid, strict=True):
+            aligned = detector.align(image[None])
+            distances = _distances(detector, aligned, everything)
+            evidence.append(_evidence(detector, aligned, valid[None], distances))
     headroom = NORMAL_ONLY_HEADROOM if abnormal is None else 1.0
     text_map, memory_map, text_score, memory_score = (torch.cat(e) for e in zip(*evidence, strict=True))
     detector.map_fusion.learn(text_map, memory_map, headroom)
     detector.score_fusion.learn(text_score, memory_score, headroom)
+    return [
+        detector.decide(aligned, detector.text_features(aligned), valid[None], distances)
+        for aligned, valid, distances in zip(seen, normal.valid, held_out, strict=True)
+    ]
 
 
 def memory_rows(detector: AnomalyDetector, aligned: Aligned) -> list[Tensor]:
@@ -85,15 +98,20 @@ def _joined(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [F.normalize(torch.cat(tap), dim=-1) for tap in zip(*rows, strict=True)]
 
 
+def _distances(detector: AnomalyDetector, aligned: Aligned, rows: Sequence[Tensor]) -> list[Tensor]:
+    """Of B images' patches to rows of each tap, L times (B, N)."""
+    patches = detector.map_head(aligned).patches
+    return [nearest_distance(f, r) for f, r in zip(patches, rows, strict=True)]
+
+
 def _evidence(
-    detector: AnomalyDetector, aligned: Aligned, valid: Tensor, rows: Sequence[Tensor]
+    detector: AnomalyDetector, aligned: Aligned, valid: Tensor, distances: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Map values of text and memory where the image is, and their scores."""
-    head = detector.map_head(aligned)
-    distances = [nearest_distance(f, r) for f, r in zip(head.patches, rows, strict=True)]
+    text = detector.text_features(aligned)
     return (
-        detector.map_features(aligned, detector.text_bank)[valid],
+        detector.map_features(aligned, text)[valid],
         detector.distance_map(distances, aligned.grid)[valid],
-        detector.patch_score(aligned, detector.text_bank, valid),
+        detector.patch_score(aligned, text, valid),
         detector.distance_score(distances, aligned.grid, valid),
     )

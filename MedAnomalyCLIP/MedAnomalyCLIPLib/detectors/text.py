@@ -23,7 +23,7 @@ def create_prompts(text: TextSpec, tower: TowerSpec, clip: Any) -> nn.Module:
         InvalidRequest: an ensemble is asked for without saying what the images show.
     """
     if text.prompts == "ensemble":
-        return _ensemble(text, tower)
+        return sentence_ensemble(text, tower)
     return CoOpPrompts(
         tower,
         clip,
@@ -44,7 +44,8 @@ class HybridText(nn.Module):
     AdaCLIP, ECCV 2024).
 
     Shapes:
-        pooled: (B, E) image features, of a pass without prompts.
+        pooled: (B, E) image features, of a pass without prompts; token_ids: (B, T, C), sentences of each
+            image, where images differ in what they show.
         returns: (B, 2, E), unit length, normal first.
     """
 
@@ -55,13 +56,15 @@ class HybridText(nn.Module):
         self.causal = text.causal
         self.tower = create_text_tower(tower)
         width = int(self.tower.positional_embedding.shape[1])
-        self.sentences = _ensemble(text, tower)
+        self.sentences = sentence_ensemble(text, tower)
         self.prompts = HybridPrompts(
             width, embed_dim, text.deep_length, text.deep_depth - 1, static=text.static, dynamic=text.dynamic
         )
 
-    def forward(self, pooled: Tensor) -> Tensor:
-        token_ids = self.sentences.token_ids.repeat(len(pooled), 1)
+    def forward(self, pooled: Tensor, token_ids: Tensor | None = None) -> Tensor:
+        if token_ids is None:
+            token_ids = self.sentences.token_ids.expand(len(pooled), -1, -1)
+        token_ids = token_ids.flatten(0, 1)
         sentences, images = len(self.sentences.token_ids), len(pooled)
         vectors = [v.expand(images, -1, -1).repeat_interleave(sentences, dim=0) for v in self.prompts(pooled)]
 
@@ -73,7 +76,12 @@ class HybridText(nn.Module):
         return self.sentences.average(features.unflatten(0, (len(pooled), -1)))
 
 
-def _ensemble(text: TextSpec, tower: TowerSpec) -> SentenceEnsemble:
+def sentence_ensemble(text: TextSpec, tower: TowerSpec) -> SentenceEnsemble:
+    """The sentences that a specification asks for.
+
+    Raises:
+        InvalidRequest: it does not say what the images show.
+    """
     if not text.name:
         raise InvalidRequest("Sentences need the name of what the images show, for example 'Brain'")
     return SentenceEnsemble(tower, *ensemble_sentences(text.name, text.templates))

@@ -17,16 +17,16 @@ from ..errors import UnreadableImage
 
 
 def save_checkpoint(
-    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, notes: Mapping[str, Any]
+    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer | None, notes: Mapping[str, Any]
 ) -> None:
-    """Write modules, optimizer state and a few JSON notes into one file."""
+    """Write modules, optimizer state if there is one, and a few JSON notes into one file."""
     tensors = {
         f"module/{name}/{key}": value.detach().contiguous().clone()
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
-    state = optimizer.state_dict()
-    for index, moments in state["state"].items():
+    state = {} if optimizer is None else optimizer.state_dict()["state"]
+    for index, moments in state.items():
         for key, value in moments.items():
             tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).detach().contiguous().clone()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,9 @@ def save_checkpoint(
     partial.replace(path)
 
 
-def load_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer | None
+) -> dict[str, Any]:
     """Put a saved state back, and return its notes.
 
     Raises:
@@ -53,7 +55,9 @@ def load_checkpoint(path: Path, modules: Mapping[str, nn.Module], optimizer: Opt
             if key.startswith("optimizer/"):
                 _, index, name = key.split("/")
                 moments.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        if optimizer is not None:
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": moments, "param_groups": groups})
     except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
         raise UnreadableImage(
             f"{path.name} is not a checkpoint of this training; delete it to start anew ({error})"

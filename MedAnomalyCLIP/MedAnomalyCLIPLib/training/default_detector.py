@@ -24,24 +24,21 @@ from tqdm import tqdm
 from ..bundle import (
     FORMAT,
     BundleManifest,
-    NormalReference,
-    TrainingSource,
     default_bundle_path,
     save_bundle,
 )
 from ..clip.specification import TowerSpec
 from ..clip.towers import text_side
 from ..configuration import to_mapping
-from ..datasets.planes import lesion_mask
 from ..datasets.records import ImageRecord, modality_family, read_manifest
 from ..detection import SliceDetector
 from ..detectors.detector import AnomalyDetector
 from ..detectors.specification import DetectorSpec
 from ..errors import BundleInvalid, MedAnomalyCLIPError
 from ..evaluation.image_sets import detect_records, set_figures
-from ..evaluation.metrics import best_f1_threshold
-from ..preprocess import PreprocessSpec, WindowRule
+from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
 from ..runtime import select_device
+from .finishing import calibrate, training_sources
 from .image_set import pack, read_square_mask
 from .log import TrainingLog
 from .model_card import model_card
@@ -55,11 +52,7 @@ PREPROCESS = PreprocessSpec(
     size=TOWER.image_size,
     mean=CLIP_MEAN,
     std=CLIP_STD,
-    windows={
-        "default": WindowRule("full"),
-        "CT": WindowRule("range", -160.0, 240.0),
-        "MR": WindowRule("percentile", 0.5, 99.5),
-    },
+    windows=dict(STANDARD_WINDOWS),
     colour="grey",
 )
 # Collections whose images nobody labelled, but which hold no lesions as far as their sources tell.
@@ -71,6 +64,16 @@ HEALTHY_COLLECTIONS = (
     "mednist_breast_mr",
     "mednist_hand_xray",
 )
+HOW_MADE = """\
+A vision transformer behind a convolution stem and a small text tower, from random weights: distillation of an
+ImageNet MobileNetV2 (the teacher, not shipped), and image-sentence matching with sentences made from what the
+sources say of each image. Then, with both towers frozen, one linear adapter for each tap and prompts behind
+learned vectors (the parts of MediCLIP, MICCAI 2024), fitted to anomalies painted into normal images and to
+the outlined lesions of the training images. Thresholds come from validation images. The test images below
+took no part in fitting or in thresholds.
+
+`text_tower.safetensors` is the small text tower. Detection does not read it; other detectors are trained from
+it, and it stands under the same terms."""
 ANATOMY = ("MR", "CT", "US", "XR", "fundus")
 
 
@@ -142,16 +145,17 @@ def run(
         detector=DETECTOR,
         preprocess=PREPROCESS,
         threshold=0.5,
-        training_data=_sources(training),
+        training_data=training_sources(training),
     )
     # Not in the place of a finished detector before it is one itself.
     bundle = save_bundle(work / "uncalibrated", manifest, detector, "")
     ready = SliceDetector.load(bundle.folder, device=str(device))
-    manifest = _calibrated(bundle.manifest, ready, [r for r in records if r.split == "valid"])
+    valid = [record for record in records if record.split == "valid"]
+    manifest = calibrate(bundle.manifest, ready, valid, _bar("calibrate"))
     quality = _measure(ready, [r for r in records if r.split == "test"])
     manifest = replace(manifest, quality=quality)
     settings = {"tower": asdict(tower_training), "prompts": asdict(tuning)}
-    save_bundle(output, manifest, detector, model_card(manifest, settings), text_side(clip))
+    save_bundle(output, manifest, detector, model_card(manifest, HOW_MADE, settings), text_side(clip))
 
 
 def _tune(
@@ -217,40 +221,12 @@ def can_be_painted(record: ImageRecord) -> bool:
     return healthy and modality_family(record.modality) in ANATOMY
 
 
-def _calibrated(
-    manifest: BundleManifest, detector: SliceDetector, records: Sequence[ImageRecord]
-) -> BundleManifest:
-    """Thresholds and the normal reference, from validation images alone."""
-    results = detect_records(detector, records, _bar("calibrate"))
-    masks = [lesion_mask(record, result.plane) for record, result in zip(records, results, strict=True)]
-    pairs = [(result.map, mask) for result, mask in zip(results, masks, strict=True) if mask is not None]
-    normal = sorted(r.score for r, record in zip(results, records, strict=True) if record.abnormal is False)
-    sets = ", ".join(dict.fromkeys(record.set for record in records))
-    return replace(
-        manifest,
-        threshold=best_f1_threshold([m for m, _ in pairs], [m for _, m in pairs]),
-        image_threshold=float(np.quantile(normal, 0.95)),
-        reference=NormalReference(f"{len(normal)} normal validation images of {sets}", tuple(normal)),
-    )
-
-
 def _measure(detector: SliceDetector, records: Sequence[ImageRecord]) -> dict[str, dict[str, float]]:
     quality = {}
     for name in dict.fromkeys(record.set for record in records):
         chosen = [record for record in records if record.set == name]
         quality[name] = set_figures(chosen, detect_records(detector, chosen, _bar(f"measure {name}")))
     return quality
-
-
-def _sources(records: Sequence[ImageRecord]) -> tuple[TrainingSource, ...]:
-    """One entry for each collection, with its terms as the manifest gives them."""
-    sources = []
-    for name in dict.fromkeys(record.set for record in records):
-        chosen = [record for record in records if record.set == name]
-        content = sorted({f"{modality_family(r.modality)}, {r.body_part}" for r in chosen})
-        licences = sorted({r.licence or "not stated" for r in chosen})
-        sources.append(TrainingSource(name, "; ".join(content), len(chosen), "; ".join(licences)))
-    return tuple(sources)
 
 
 def _manifest(path: Path) -> list[ImageRecord]:

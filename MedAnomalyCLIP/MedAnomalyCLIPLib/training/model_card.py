@@ -18,22 +18,13 @@ _INTRODUCTION = """\
 
 ## Intended use
 Pointing a researcher's eye at places of a slice that look unlike normal anatomy, in kinds of images like
-those below, and as the offline starting point of the software. It does not name what it sees, and a low score
-does not mean that an image is normal.
+those below. It does not name what it sees, and a low score does not mean that an image is normal.
 
 ## Out of scope
 Diagnosis, screening, triage, measurement of treatment. Kinds of images that are not in the training data.
 
 ## How it was made
-A vision transformer behind a convolution stem and a small text tower, from random weights: distillation of an
-ImageNet MobileNetV2 (the teacher, not shipped), and image-sentence matching with sentences made from what the
-sources say of each image. Then, with both towers frozen, one linear adapter for each tap and prompts behind
-learned vectors (the parts of MediCLIP, MICCAI 2024), fitted to anomalies painted into normal images and to
-the outlined lesions of the training images. Thresholds come from validation images. The test images below
-took no part in fitting or in thresholds.
-
-`text_tower.safetensors` is the small text tower. Detection does not read it; other detectors are trained from
-it, and it stands under the same terms.
+{how_made}
 
 Settings:
 
@@ -42,15 +33,28 @@ Settings:
 ```
 """
 
+_NOT_MEASURED = [
+    "## Measured",
+    "",
+    "Not yet. `medanomalyclip evaluate` measures it on labelled images of yours, beside trivial baselines.",
+]
 
-def model_card(manifest: BundleManifest, settings: Mapping[str, Any]) -> str:
-    """Markdown text of the card."""
+
+def model_card(manifest: BundleManifest, how_made: str, settings: Mapping[str, Any]) -> str:
+    """Markdown text of the card.
+
+    Args:
+        manifest: of the bundle.
+        how_made: what was trained on what, in words.
+        settings: every number of the training, for JSON.
+    """
     parts = [
         _INTRODUCTION.format(
             name=manifest.name,
             version=manifest.version,
             description=manifest.description,
             research=RESEARCH_USE_ONLY,
+            how_made=how_made,
             settings=json.dumps(settings, indent=2),
         ),
         _figures(manifest),
@@ -60,7 +64,13 @@ def model_card(manifest: BundleManifest, settings: Mapping[str, Any]) -> str:
 
 
 def _figures(manifest: BundleManifest) -> str:
-    """The measured figures, each beside the best trivial baseline."""
+    """The measured figures, each beside the best trivial baseline; then the thresholds."""
+    return "\n".join(
+        [*(_table(manifest) if manifest.quality else _NOT_MEASURED), "", *_thresholds(manifest), ""]
+    )
+
+
+def _table(manifest: BundleManifest) -> list[str]:
     lines = [
         "## Measured on held-back test images",
         "",
@@ -85,19 +95,17 @@ def _figures(manifest: BundleManifest) -> str:
             f"{_number(figures, 'pixel pro')} [{_best(figures, 'pixel pro of ')}]",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    reference = manifest.reference
-    lines += [
-        "",
-        f"Pixel threshold {manifest.threshold:.2f} (best F1 on validation masks)."
-        + (
-            ""
-            if manifest.image_threshold is None or reference is None
-            else f" Score that 95 % of the reference do not reach: {manifest.image_threshold:.2f}; "
-            f"reference: {reference.description}."
-        ),
-        "",
-    ]
-    return "\n".join(lines)
+    return lines
+
+
+def _thresholds(manifest: BundleManifest) -> list[str]:
+    lines = [f"Pixel threshold {manifest.threshold:.2f}."]
+    if manifest.reference is not None and manifest.image_threshold is not None:
+        lines.append(
+            f"Score that 95 % of the reference do not reach: {manifest.image_threshold:.2f}; reference: "
+            f"{manifest.reference.description}."
+        )
+    return lines
 
 
 def _training_data(manifest: BundleManifest) -> str:

@@ -1,0 +1,85 @@
+"""A folder, volume or series of normal images, read as records to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DatasetInvalid
+from ..geometry import acquisition_axis
+from ..volume import Volume, read_volume, recognise
+from .records import ImageRecord
+
+_BLOCKS = 5  # of slices of a single volume, each held out whole: neighbours are too alike to test each other
+
+
+def read_support(path: Path | str, *, modality: str = "", body_part: str = "") -> list[ImageRecord]:
+    """Every image as normal: pictures, slices of volumes along their acquisition, slices of a DICOM series.
+
+    Slices that show nothing, of one value throughout, are left out.
+
+    Args:
+        path: an image file, or a folder of them or of one DICOM series.
+        modality, body_part: what the images show, where files do not say.
+
+    Raises:
+        DatasetInvalid: there is no image.
+        UnreadableImage, SeriesAmbiguous: a file is damaged, or the folder holds several series.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
+        kinds = {file: recognise(file) for file in files}
+        images = [file for file, kind in kinds.items() if kind and kind != "DICOM"]
+        if any(kind == "DICOM" for kind in kinds.values()):
+            images.append(path)
+    else:
+        images = [path]
+    words = {"modality": modality, "body_part": body_part}
+    records = [record for image in images for record in _slices(image, path, words)]
+    if not records:
+        raise DatasetInvalid(f"{path.name} holds no image to learn from")
+    return records
+
+
+def held_out_groups(records: Sequence[ImageRecord]) -> list[int]:
+    """For each record the number of the group that is held out with it: its patient, volume, or neighbours.
+
+    Slices of a single volume are grouped with their neighbours.
+    """
+    keys: list[object] = [
+        (record.set, record.cluster) if record.cluster else record.path for record in records
+    ]
+    if len(set(keys)) == 1:
+        keys = [index * _BLOCKS // len(records) for index in range(len(records))]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]
+
+
+def _slices(image: Path, root: Path, words: dict[str, str]) -> list[ImageRecord]:
+    volume = read_volume(image, modality=words["modality"] or None)
+    axis = acquisition_axis(volume)
+    return [
+        ImageRecord(
+            path=image,
+            mask=None,
+            set=root.name,
+            split="train",
+            abnormal=False,
+            modality=words["modality"] or volume.modality,
+            body_part=words["body_part"],
+            view="",
+            findings="",
+            slice_at=(axis, index),
+        )
+        for index in range(volume.voxels.shape[2 - axis])
+        if _shows_something(volume, axis, index)
+    ]
+
+
+def _shows_something(volume: Volume, axis: int, index: int) -> bool:
+    pixels = np.take(volume.voxels, index, axis=2 - axis)
+    finite = pixels[np.isfinite(pixels)] if pixels.dtype.kind == "f" else pixels
+    return finite.size > 0 and finite.min() < finite.max()

@@ -1,0 +1,204 @@
+"""From trained weights to a bundle: memory, thresholds, the normal reference, a card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..bundle import (
+    FORMAT,
+    Bundle,
+    BundleManifest,
+    NormalReference,
+    TrainingSource,
+    save_bundle,
+)
+from ..configuration import to_mapping
+from ..datasets.planes import lesion_mask
+from ..datasets.records import ImageRecord, modality_family
+from ..detection import SliceDetector
+from ..detectors.detector import AnomalyDetector, Detection
+from ..detectors.support import SupportSet, remember
+from ..evaluation.image_sets import detect_records
+from ..evaluation.metrics import best_f1_threshold
+from ..result import AnomalyResult
+from .images import ChosenImages
+from .model_card import model_card
+from .prepared import PreparedImages, Progress, network_input
+from .recipe import Recipe
+
+NORMAL_PIXELS_BELOW = 0.995  # share of normal pixels below the threshold where no lesion is outlined
+NORMAL_IMAGES_BELOW = 0.95
+
+
+def finish(
+    recipe: Recipe,
+    detector: AnomalyDetector,
+    chosen: ChosenImages,
+    learned_from: PreparedImages,
+    folder: Path,
+    kept: dict[str, Any],
+    *,
+    device: torch.device,
+    on_progress: Progress | None = None,
+) -> Bundle:
+    """Fill the memory, find the thresholds, and write the bundle.
+
+    Thresholds come from validation images where there are any; else from the images that were learned from,
+    each without itself where a memory is all that knows them; the card says which.
+
+    Args:
+        recipe, chosen: of the training.
+        detector: with trained weights, on the CPU.
+        learned_from: the images, in all their views.
+        folder: of the bundle.
+        kept: epoch and validation figure of the weights.
+        device: where to measure.
+        on_progress: on_progress(stage, done, all).
+    """
+    held_out: list[Detection] = []
+    if recipe.detector.memory is not None:
+        held_out = _remember(recipe, detector.to(device), learned_from)
+        detector = detector.cpu()
+    manifest = BundleManifest(
+        format=FORMAT,
+        name=recipe.name,
+        version="1",
+        description=recipe.description,
+        licence="Research use only: that of its CLIP, its training images and its published system",
+        detector=detector.spec,
+        preprocess=recipe.preprocess,
+        threshold=0.5,
+        training_data=training_sources(chosen.training),
+    )
+    with TemporaryDirectory(dir=folder.parent) as place:
+        uncalibrated = save_bundle(Path(place) / "uncalibrated", manifest, detector, "")
+        ready = SliceDetector.load(uncalibrated.folder, device=str(device))
+    manifest = _calibrated(manifest, ready, chosen, held_out, on_progress)
+    settings = {"recipe": _told(recipe), "images": chosen.origin, "kept": kept}
+    card = model_card(manifest, _how_made(recipe, chosen, kept), settings)
+    return save_bundle(folder, manifest, detector, card)
+
+
+def calibrate(
+    manifest: BundleManifest,
+    detector: SliceDetector,
+    records: Sequence[ImageRecord],
+    on_progress: Callable[[int, int], None] | None = None,
+) -> BundleManifest:
+    """Thresholds and the normal reference from labelled images, through the door that every face takes."""
+    results = detect_records(detector, records, on_progress)
+    normal = [r.score for r, record in zip(results, records, strict=True) if record.abnormal is False]
+    sets = ", ".join(dict.fromkeys(record.set for record in records))
+    return replace(
+        with_reference(manifest, normal, f"{len(normal)} normal validation images of {sets}"),
+        threshold=_pixel_threshold(records, results),
+    )
+
+
+def with_reference(manifest: BundleManifest, scores: Sequence[float], description: str) -> BundleManifest:
+    """The scores of normal images, and the image threshold that most of them stay below."""
+    if not scores:
+        return manifest
+    return replace(
+        manifest,
+        image_threshold=float(np.quantile(scores, NORMAL_IMAGES_BELOW)),
+        reference=NormalReference(description, tuple(sorted(scores))),
+    )
+
+
+def training_sources(records: Sequence[ImageRecord]) -> tuple[TrainingSource, ...]:
+    """One entry for each collection, with its terms as the manifest gives them."""
+    sources = []
+    for name in dict.fromkeys(record.set for record in records):
+        chosen = [record for record in records if record.set == name]
+        content = sorted({f"{modality_family(r.modality)}, {r.body_part}" for r in chosen})
+        licences = sorted({r.licence or "not stated" for r in chosen})
+        sources.append(TrainingSource(name, "; ".join(content), len(chosen), "; ".join(licences)))
+    return tuple(sources)
+
+
+def _remember(recipe: Recipe, detector: AnomalyDetector, prepared: PreparedImages) -> list[Detection]:
+    """Fill the memory from normal images; returns what it says of each original without itself."""
+    sets = []
+    device = detector.text_bank.device
+    for abnormal in (False, True):
+        chosen = prepared[prepared.abnormal == abnormal]
+        images = network_input(chosen.images.float() / 255, recipe.preprocess)
+        sets.append(SupportSet(images.to(device), chosen.valid.to(device), tuple(chosen.origins.tolist())))
+    return remember(detector, sets[0], sets[1] if len(sets[1].images) else None)
+
+
+def _calibrated(
+    manifest: BundleManifest,
+    detector: SliceDetector,
+    chosen: ChosenImages,
+    held_out: Sequence[Detection],
+    on_progress: Progress | None,
+) -> BundleManifest:
+    def progress(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress("thresholds", done, total)
+
+    if any(record.abnormal is False for record in chosen.validation):
+        return calibrate(manifest, detector, chosen.validation, progress)
+    if held_out:
+        scores = [float(found.score) for found in held_out]
+        words = f"{len(scores)} views of the normal images that it remembers, each measured without itself"
+        pixels = np.concatenate([found.map.cpu().numpy().ravel() for found in held_out])
+        return replace(
+            with_reference(
+                manifest,
+                scores,
+                f"{len(scores)} views of the normal images it remembers, each without itself",
+            ),
+            threshold=float(np.quantile(pixels, NORMAL_PIXELS_BELOW)),
+        )
+    normal = [record for record in chosen.training if record.abnormal is False]
+    found = calibrate(manifest, detector, normal, progress)
+    words = f"{len(normal)} normal images that it was trained on, so scores of others tend to be higher"
+    return with_reference(found, found.reference.scores if found.reference else (), words)
+
+
+def _pixel_threshold(records: Sequence[ImageRecord], results: Sequence[AnomalyResult]) -> float:
+    """Best F1 where lesions are outlined; else what nearly all pixels of normal images stay below."""
+    masks = [lesion_mask(record, result.plane) for record, result in zip(records, results, strict=True)]
+    pairs = [(result.map, mask) for result, mask in zip(results, masks, strict=True) if mask is not None]
+    if any(mask.any() for _, mask in pairs):
+        return best_f1_threshold([m for m, _ in pairs], [m for _, m in pairs])
+    normal = [r.map[r.plane.valid] for r, record in zip(results, records, strict=True) if not record.abnormal]
+    return float(np.quantile(np.concatenate(normal), NORMAL_PIXELS_BELOW))
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a card tells it: names of files without their folders, which are nobody's concern."""
+    told = to_mapping(recipe)
+    told["clip"], told["start"] = Path(recipe.clip).name, Path(recipe.start).name
+    told["data"]["shot_list"] = Path(recipe.data.shot_list).name
+    return told
+
+
+def _how_made(recipe: Recipe, chosen: ChosenImages, kept: dict[str, Any]) -> str:
+    normal = sum(record.abnormal is False for record in chosen.training)
+    abnormal = len(chosen.training) - normal
+    lines = [
+        f"{recipe.description}. Learned from {normal} normal and {abnormal} abnormal images "
+        f"({chosen.origin}).",
+    ]
+    if recipe.optimisation.epochs:
+        how = (
+            "the last" if kept["figure"] is None else f"chosen on {len(chosen.validation)} validation images"
+        )
+        lines.append(f"Weights of epoch {kept['epoch']} of {recipe.optimisation.epochs}, {how}.")
+    if recipe.start:
+        lines.append(
+            "It started from the weights of another detector; its card says what those learned from."
+        )
+    lines.append("Test images took no part in fitting, in the choice of the epoch or in thresholds.")
+    return "\n".join(lines)
