@@ -29,6 +29,7 @@ from MedAnomalyCLIPLib.training.images import choose_images
 from MedAnomalyCLIPLib.training.learner import Learner
 from MedAnomalyCLIPLib.training.prepared import prepare_images
 from MedAnomalyCLIPLib.training.recipe import bundle_named, read_recipe, shipped_recipes, with_object
+from MedAnomalyCLIPLib.training.tower_cache import TowerCache
 from MedAnomalyCLIPLib.training.trainer import BUNDLE, batch_of, train
 
 CPU = torch.device("cpu")
@@ -452,3 +453,36 @@ def test_train_on_the_command_line_tells_what_came_of_it(clip_folder, dataset, t
 def test_train_without_images_says_how_to_name_them(tmp_path, capsys):
     assert main(["train", "mediclip", "--output", str(tmp_path / "run")]) == 2
     assert "--data or --support" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["medvmad", "adaclip", "mediclip"])
+def test_keeping_what_the_tower_gave_changes_no_loss(name, clip_folder, dataset, prepared):
+    recipe = small(clip_folder, name, "painting.share=0.0")
+    chosen = choose_images(read_dataset(dataset), recipe)
+    recipe = with_object(recipe, chosen.names[chosen.target])
+    torch.manual_seed(0)
+    learner = Learner(recipe, bundle_named(str(clip_folder)).build_clip(), chosen.names).eval()
+    batch, cache = batch_of(prepared, [3, 0, 7]), TowerCache()
+    batch = batch._replace(objects=torch.zeros(3, dtype=torch.int64))
+    losses = [
+        float(learner.losses(batch, torch.Generator().manual_seed(0), torch.float32, kept)["loss"].detach())
+        for kept in (None, cache, cache)
+    ]
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_a_cache_runs_the_tower_once_for_each_image_and_no_further_than_its_room():
+    calls = []
+
+    def rows(indices):
+        def compute():
+            calls.append(indices.tolist())
+            return (indices[:, None].float() * torch.ones(1, 4),)
+
+        return compute
+
+    cache = TowerCache(largest=3 * 16)
+    for wanted in ([0, 1], [1, 0], [2, 3], [2, 3], [0, 2]):
+        indices = torch.tensor(wanted)
+        assert torch.equal(cache.through("x", indices, rows(indices))[0][:, 0], indices.float())
+    assert calls == [[0, 1], [2, 3], [2, 3]]

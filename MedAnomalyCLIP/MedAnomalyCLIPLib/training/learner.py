@@ -19,6 +19,7 @@ from .batches import Batch
 from .losses import OverlapWeight, dice_loss, focal_loss, image_loss
 from .prepared import network_input
 from .recipe import Recipe
+from .tower_cache import TowerCache
 
 FROZEN = ("tower", "memory", "map_fusion", "score_fusion")  # the last three are filled from support images
 
@@ -110,16 +111,23 @@ class Learner(nn.Module):
                     groups[part_name == "denoiser"].append(parameter)
         return groups
 
-    def losses(self, batch: Batch, generator: torch.Generator, precision: torch.dtype) -> dict[str, Tensor]:
+    def losses(
+        self,
+        batch: Batch,
+        generator: torch.Generator,
+        precision: torch.dtype,
+        cache: TowerCache | None = None,
+    ) -> dict[str, Tensor]:
         """Loss terms by name, "loss" their weighted sum.
 
         Args:
             batch: on the device of the weights.
             generator: source of the denoiser's noise, on the CPU.
             precision: of the tower.
+            cache: see `align`.
         """
         objective = self.recipe.objective
-        aligned, text = self.align(batch, precision)
+        aligned, text = self.align(batch, precision, cache)
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=batch.images.device)
         if objective.maps != "none" and batch.has_mask.any():
@@ -130,24 +138,68 @@ class Learner(nn.Module):
             terms["image"] = self._image_term(aligned, text, batch)
             total = total + objective.image_weight * terms["image"]
         if self.recipe.detector.denoiser is not None:
-            terms["denoising"] = self.detector.denoising_loss(_tokens(aligned), text, generator)
+            terms["denoising"] = self.detector.denoising_loss(_own_tokens(aligned), text, generator)
             total = total + objective.denoising_weight * terms["denoising"]
         return {"loss": total, **terms}
 
-    def align(self, batch: Batch, precision: torch.dtype = torch.float32) -> tuple[Aligned, Tensor]:
-        """Features of a batch, and the text that they are compared with."""
+    def align(
+        self, batch: Batch, precision: torch.dtype = torch.float32, cache: TowerCache | None = None
+    ) -> tuple[Aligned, Tensor]:
+        """Features of a batch, and the text that they are compared with.
+
+        Args:
+            batch: on the device of the weights.
+            precision: of the tower.
+            cache: of the images that the batch's indices tell, if these always come unchanged.
+        """
         images = network_input(batch.images, self.recipe.preprocess)
-        with autocast(images.device, precision):
-            plain = self.detector.plain_features(images)
+        plain = self._plain(images, batch.indices, precision, cache)
         text = self._text(batch, plain)
         if self.recipe.detector.adapter.kind == "linear":
-            with autocast(images.device, precision):
-                tokens = self.detector.tap(images, plain=plain)
-            aligned = self.detector.align_tokens(tokens, text)
+            aligned = self.detector.align_tokens(
+                self._tokens(images, plain, batch.indices, precision, cache), text
+            )
         else:  # adapters in the stream share its precision
             with autocast(images.device, precision):
                 aligned = self.detector.align(images, text=text)
         return aligned, self.detector.text_features(aligned)
+
+    def _plain(
+        self, images: Tensor, indices: Tensor, precision: torch.dtype, cache: TowerCache | None
+    ) -> Tensor | None:
+        """(B, E) features of a pass without prompts, where prompts ask for them."""
+        spec = self.recipe.detector
+        if spec.text.prompts != "hybrid" and spec.visual_prompts is None:
+            return None
+
+        def compute() -> tuple[Tensor, ...]:
+            with autocast(images.device, precision):
+                plain = self.detector.plain_features(images)
+            return () if plain is None else (plain.float(),)
+
+        return (compute() if cache is None else cache.through("plain", indices, compute))[0]
+
+    def _tokens(
+        self,
+        images: Tensor,
+        plain: Tensor | None,
+        indices: Tensor,
+        precision: torch.dtype,
+        cache: TowerCache | None,
+    ) -> TappedTokens:
+        """The tower's tokens; kept where nothing that is learned is in its stream."""
+        if self.recipe.detector.visual_prompts is not None:
+            with autocast(images.device, precision):
+                return self.detector.tap(images, plain=plain)
+
+        def compute() -> tuple[Tensor, ...]:
+            with torch.no_grad(), autocast(images.device, precision):
+                tokens = self.detector.tap(images)
+            return (*tokens.patches, *tokens.classes, tokens.pooled)
+
+        found = compute() if cache is None else cache.through("tokens", indices, compute)
+        taps = len(self.recipe.detector.tower.taps)
+        return TappedTokens(found[:taps], found[taps:-1], found[-1], self.detector.tower.grid)
 
     def _text(self, batch: Batch, plain: Tensor | None) -> Tensor | None:
         """(2, E), or (B, 2, E) where images differ in what they show; None for what is stored."""
@@ -160,7 +212,7 @@ class Learner(nn.Module):
     @torch.no_grad()
     def fit_token_statistics(self, batches: Iterable[Batch]) -> None:
         """Mean and spread of the tower's tokens, for the denoiser."""
-        self.detector.fit_token_statistics(_tokens(self.align(batch)[0]) for batch in batches)
+        self.detector.fit_token_statistics(_own_tokens(self.align(batch)[0]) for batch in batches)
 
     def _map_terms(self, aligned: Aligned, text: Tensor, batch: Batch) -> dict[str, Tensor]:
         outlined = batch.has_mask
@@ -206,9 +258,9 @@ class Learner(nn.Module):
         )
 
     @torch.no_grad()
-    def detect(self, batch: Batch) -> Detection:
+    def detect(self, batch: Batch, cache: TowerCache | None = None) -> Detection:
         """What the detector says of a batch as it stands, without the memory, which is filled at the end."""
-        aligned, text = self.align(batch)
+        aligned, text = self.align(batch, cache=cache)
         return self.detector.decide(aligned, text, batch.valid)
 
     @torch.no_grad()
@@ -220,7 +272,7 @@ class Learner(nn.Module):
             self.detector.text_bank.copy_(self.banks[target])
 
 
-def _tokens(aligned: Aligned) -> TappedTokens:
+def _own_tokens(aligned: Aligned) -> TappedTokens:
     """What the tower gave; a denoiser always stands beside adapters that keep it."""
     assert aligned.tokens is not None
     return aligned.tokens

@@ -6,16 +6,16 @@ Normal images, in which lesions are painted, images with outlined lesions, and a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..clip.prompts import CoOpPrompts
 from ..detectors.detector import AnomalyDetector
 from ..detectors.specification import DetectorSpec
+from ..detectors.text import create_prompts
 from ..synthesis import AnomalySynthesizer, CutPaste, SynthesisConfig, foreground, sample_generator
 from .augmentation import random_appearance, random_placement
 from .losses import map_loss
@@ -96,7 +96,8 @@ def tune_prompts(
     detector = detector.to(device).eval()
     detector.tower.requires_grad_(False)
     clip = clip.to(device).requires_grad_(False)
-    prompts = CoOpPrompts(spec.tower, clip, length=tuning.prompt_length).to(device)
+    text = replace(spec.text, length=tuning.prompt_length)
+    prompts = create_prompts(text, spec.tower, clip).to(device)
     trained = [*detector.adapters.parameters(), *prompts.parameters()]
     optimizer = torch.optim.Adam(trained, lr=tuning.learning_rate, betas=(0.5, 0.999))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, tuning.steps)

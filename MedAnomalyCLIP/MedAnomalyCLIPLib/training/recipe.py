@@ -7,6 +7,7 @@ can change single values. Importable without torch.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,9 +21,9 @@ from ..errors import InvalidRequest
 from ..preprocess import PreprocessSpec
 from ..synthesis import SynthesisConfig
 
-try:
+if sys.version_info >= (3, 11):
     import tomllib
-except ModuleNotFoundError:  # Python 3.10; the extra `train` brings it
+else:  # the extra `train` brings it
     import tomli as tomllib
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -34,6 +34,7 @@ from .learner import Learner
 from .log import TrainingLog
 from .prepared import PreparedImages, Progress, prepare_images
 from .recipe import Recipe, bundle_named, is_bundle, with_object
+from .tower_cache import TowerCache
 
 SETTINGS, CHECKPOINT, BEST, BUNDLE = "settings.json", "checkpoint.safetensors", "best.safetensors", "bundle"
 CHECKPOINT_SECONDS = 300.0
@@ -155,6 +156,9 @@ class _Run:
         # Gradients of half precision would vanish below 6e-8 unless they are scaled up.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.batches = Batches(self.training, self.recipe)
+        unchanged = self.recipe.augmentation != "random" and self.recipe.painting.share == 0
+        self.training_cache = TowerCache() if unchanged else None
+        self.validation_cache = TowerCache()
         if self.recipe.detector.denoiser is not None:
             self._fit_token_statistics()
 
@@ -217,7 +221,7 @@ class _Run:
             group["lr"] = factor * group["initial_lr"]
         generator = seeded_generator(self.recipe.seed, 2, step)
         self.learner.train_parts(True)
-        terms = self.learner.losses(batch, generator, self.precision)
+        terms = self.learner.losses(batch, generator, self.precision, self.training_cache)
         self.optimizer.zero_grad(set_to_none=True)
         if terms["loss"].requires_grad:
             self.scaler.scale(terms["loss"]).backward()
@@ -264,10 +268,10 @@ class _Run:
         """Maps (N, S, S) and scores (N,) of the detector as it stands, on the CPU."""
         self.learner.store_text(self.chosen.target)
         size = self.recipe.optimisation.batch_size
-        found = [
-            self.learner.detect(batch_of(prepared, range(at, min(at + size, len(prepared)))).to(self.device))
-            for at in range(0, len(prepared), size)
-        ]
+        found = []
+        for at in range(0, len(prepared), size):
+            batch = batch_of(prepared, range(at, min(at + size, len(prepared)))).to(self.device)
+            found.append(self.learner.detect(batch, self.validation_cache))
         maps, scores = zip(*found, strict=True)
         return torch.cat(maps).float().cpu(), torch.cat(scores).float().cpu()
 
