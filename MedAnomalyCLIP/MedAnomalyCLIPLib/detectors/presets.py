@@ -136,3 +136,5 @@ PRESETS = {
         denoiser=DenoiserSpec(),
     ),
 }
+# Those whose authors' code saves weights; nobody but us has any of the denoising one.
+CONVERTIBLE = tuple(name for name, preset in PRESETS.items() if preset.detector.denoiser is None)
