@@ -3,14 +3,11 @@
 Nothing beyond Slicer itself is imported before it is used, so the module loads in a Slicer without PyTorch.
 """
 
-import importlib.util
-import re
 import sys
 import unittest
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Union
 
 import qt
@@ -23,10 +20,7 @@ from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import *
 from slicer.util import VTKObservationMixin
 
-from MedAnomalyCLIPLib.errors import Cancelled, DependencyMissing, InvalidRequest, MedAnomalyCLIPError
-
-# How the packages of requirements.txt are called when imported, where that differs from their name.
-IMPORT_NAMES = {"open_clip_torch": "open_clip", "scikit-image": "skimage"}
+from MedAnomalyCLIPLib.errors import Cancelled, InvalidRequest, MedAnomalyCLIPError
 
 POLL_INTERVAL_MS = 50
 PLANE_LABEL_DELAY_MS = 150
@@ -60,6 +54,7 @@ class MedAnomalyCLIPParameterNode:
     Attributes:
         inputVolume: the image to look at.
         viewName: layout name of the slice view; empty for the one last touched.
+        detector: folder of the detector; empty for the bundled one.
         threshold: map value from which a pixel counts as anomalous.
         thresholdChosen: whether the reader set the threshold; until then it is the detector's own.
         opacity: of the map over the image.
@@ -68,6 +63,7 @@ class MedAnomalyCLIPParameterNode:
     # Slicer's wrapper knows typing.Union only, and wants None in a union of nodes.
     inputVolume: Union[vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, None]  # noqa: UP007
     viewName: str = ""
+    detector: str = ""
     threshold: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
     thresholdChosen: bool = False
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
@@ -87,6 +83,8 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # Lifecycle
 
     def setup(self):
+        from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
+        from MedAnomalyCLIPLib.panel_views import ViewSelector
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -100,7 +98,9 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.messageLabel.hide()
         self.ui.detectButton.connect("clicked(bool)", self.onDetectButton)
         self.ui.restoreButton.connect("clicked(bool)", self.onRestoreButton)
-        self.ui.viewSelector.connect("currentIndexChanged(int)", self.onViewChosen)
+        self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
+        self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
+        self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
         self._shortcut = qt.QShortcut(self.parent)
         self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
         self._shortcut.connect("activated()", self.onDetectButton)
@@ -130,6 +130,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._pollTimer.stop()
         self.setParameterNode(None)
         self.removeObservers()
+        self._detectors.close()
         self.logic.close()
 
     def onReload(self):
@@ -175,12 +176,15 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.addObserver(node.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
             self._views.start()
             self.updateViews()
+            self.updateDetector()
         self.updateButtons()
 
     def onParameters(self, caller, event):
-        """Volume, threshold or opacity changed, by the reader or by a script."""
+        """Volume, detector, threshold or opacity changed, by the reader or by a script."""
         if self._parameterNode is None:
             return
+        if self._parameterNode.detector != self._detectors.folder:
+            self.updateDetector()
         if abs(self._parameterNode.threshold - self.logic.threshold) > 1e-6:
             self._parameterNode.thresholdChosen = True
             self.logic.setThreshold(self._parameterNode.threshold)
@@ -190,22 +194,42 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def updateViews(self):
         """A view came, went or moved: update the selector and, a moment later, the plane's words."""
-        names = self.logic.viewNames()
-        selector = self.ui.viewSelector
-        selector.blockSignals(True)
-        if names != tuple(selector.itemData(index) for index in range(1, selector.count)):
-            selector.clear()
-            selector.addItem("", "")
-            for name in names:
-                selector.addItem(name, name)
-        selector.setItemText(0, _("Last touched ({view})").format(view=self._views.touched or _("none")))
-        selector.setCurrentIndex(max(selector.findData(self._parameterNode.viewName), 0))
-        selector.blockSignals(False)
+        self._viewSelector.show(self.logic.viewNames(), self._views.touched, self._parameterNode.viewName)
         self._planeTimer.start()
 
-    def onViewChosen(self, index):
+    def onViewChosen(self, viewName):
         if self._parameterNode is not None:
-            self._parameterNode.viewName = self.ui.viewSelector.itemData(index) or ""
+            self._parameterNode.viewName = viewName
+
+    def onDetectorChosen(self, folder):
+        self.showMessage("")
+        if self._parameterNode is not None:
+            self._parameterNode.detector = folder
+
+    def updateDetector(self):
+        """Select the detector that the parameter node names, or say why it cannot be and which one is."""
+        try:
+            self._detectors.select(self._parameterNode.detector)
+        except MedAnomalyCLIPError as error:
+            words = _("The detector in {folder} cannot be used: {reason}.\nSelected is: {detector}")
+            detector = self._detectors.title() or _("none")
+            folder = self._parameterNode.detector or _("the installation")
+            self.showMessage(words.format(folder=folder, reason=error, detector=detector))
+        self._parameterNode.detector = self._detectors.folder
+        # The slider belongs to the maps that are shown; without any, it shows what the next one starts with.
+        if not self._parameterNode.thresholdChosen and not self.logic.hasOverlay():
+            self.showOwnThreshold()
+
+    def onOwnThresholdButton(self):
+        if self._parameterNode is not None:
+            self._parameterNode.thresholdChosen = False
+            self.showOwnThreshold()
+
+    def showOwnThreshold(self):
+        """Set the slider, and with it the maps that are shown, to the selected detector's own threshold."""
+        if self._detectors.selected is not None:
+            self.logic.setThreshold(self._detectors.selected.manifest.threshold)
+            self._parameterNode.threshold = self.logic.threshold
 
     def currentViewName(self):
         """Layout name of the chosen view, or of the one last touched."""
@@ -238,6 +262,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.startDetection(
                 parameters.inputVolume,
                 self.currentViewName(),
+                detector=parameters.detector,
                 threshold=parameters.threshold if parameters.thresholdChosen else None,
                 opacity=parameters.opacity,
                 onDone=self.onDone,
@@ -290,19 +315,15 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # What the panel says
 
     def showResult(self):
+        from MedAnomalyCLIPLib.panel_words import result_words
+
         result = self._result
         if result is None:
             self.ui.scoreLabel.text = _("No result yet")
             self.ui.resultLabel.text = ""
             return
         self.ui.scoreLabel.text = _("Score {score:.2f}").format(score=result.score)
-        lines = [result.plane.description]
-        if result.percentile is not None:
-            # Rounded down: "100 %" would say that no normal image scores as high.
-            share = _("Higher than {share} % of the detector's normal reference images")
-            lines.append(share.format(share=int(result.percentile)))
-        lines.append(_("A candidate, not a diagnosis"))
-        self.ui.resultLabel.text = "\n".join(line for line in lines if line)
+        self.ui.resultLabel.text = result_words(result)
 
     def showMessage(self, text):
         self.ui.messageLabel.text = text
@@ -313,6 +334,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         ready = self._parameterNode is not None and self._parameterNode.inputVolume is not None
         self.ui.detectButton.text = _("Cancel") if running else _("Detect")
         self.ui.detectButton.enabled = running or ready
+        self.ui.ownThresholdButton.enabled = ready and not running and self._parameterNode.thresholdChosen
         self.ui.restoreButton.enabled = self.logic.hasOverlay()
 
 
@@ -352,18 +374,21 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
     Example:
         logic = MedAnomalyCLIPLogic()
         detection = logic.detect(volumeNode, "Red")
-        print(detection.result.score)
+        other = logic.detect(volumeNode, "Red", detector="/detectors/mvfa-brain")
+        print(detection.result.score, other.result.score, other.result.provenance.bundle)
 
     Attributes:
-        detectorFactory: makes the detector at first use, on the worker thread.
+        detectorFactory: makes the detector in a folder, the bundled one if that is empty, when it is first
+            used; called on the worker thread.
         threshold: the one last used or set.
     """
 
     def __init__(self):
+        from MedAnomalyCLIPLib.panel_packages import load_detector
+
         ScriptedLoadableModuleLogic.__init__(self)
-        self.detectorFactory = loadBundledDetector
+        self.detectorFactory = load_detector
         self.threshold = 0.5
-        self._detector = None
         self._worker = None
         self._run = None
         self._detections = {}  # map node ID: (Detection, volume node)
@@ -373,13 +398,15 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
 
     # Detecting
 
-    def detect(self, volumeNode, viewName="", *, plane=None, threshold=None, opacity=0.5):
+    def detect(self, volumeNode, viewName="", *, plane=None, detector="", threshold=None, opacity=0.5):
         """Detect on one plane, wait, and write the result to the scene.
 
         Args:
             volumeNode: scalar or colour volume.
             viewName: slice view to take the plane from and to show the map in; empty to show it nowhere.
             plane: MedAnomalyCLIPLib.geometry.SlicePlane to use instead of the view's.
+            detector: folder of a detector (bundle.json, weights.safetensors, MODEL_CARD.md); empty for the
+                bundled one. It is loaded at its first use and kept until another one is asked for.
             threshold: map value from which a pixel counts; None for the detector's own.
             opacity: of the map over the image.
 
@@ -389,10 +416,10 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         Raises:
             MedAnomalyCLIPError: the message says what is wrong and what to do.
         """
-        run = self._start(volumeNode, viewName, plane, threshold, opacity)
+        run = self._start(volumeNode, viewName, plane, detector, threshold, opacity)
         return self._deliver(run)
 
-    def startDetection(self, volumeNode, viewName, *, threshold=None, opacity=0.5, onDone=None):
+    def startDetection(self, volumeNode, viewName, *, detector="", threshold=None, opacity=0.5, onDone=None):
         """As `detect`, without waiting; call `poll` from time to time. The plane is that of this moment.
 
         Args:
@@ -403,7 +430,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         """
         if self._run is not None:
             raise InvalidRequest(_("A detection is running; wait for it or cancel it"))
-        self._run = self._start(volumeNode, viewName, None, threshold, opacity, onDone)
+        self._run = self._start(volumeNode, viewName, None, detector, threshold, opacity, onDone)
 
     def poll(self):
         """Write the result if it is there; whether the run goes on."""
@@ -433,25 +460,25 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         """Let go of worker and detector; nothing is written to the scene any more."""
         self.cancel()
         if self._worker is not None:
-            self._worker.shutdown(wait=False, cancel_futures=True)
-        self._worker = self._detector = None
+            self._worker.close()
+        self._worker = None
         self._detections.clear()
 
-    def _start(self, volumeNode, viewName, plane, threshold, opacity, onDone=None):
+    def _start(self, volumeNode, viewName, plane, detector, threshold, opacity, onDone=None):
         from MedAnomalyCLIPLib import scene
+        from MedAnomalyCLIPLib.bundle_list import BundleSummary
+        from MedAnomalyCLIPLib.runtime import DetectorWorker
 
+        folder = str(detector or "")
+        # A folder whose detector was trained anew since is another detector.
+        manifest = BundleSummary.read(folder).manifest if folder else None
         if plane is None:
             plane = scene.plane_in_view(volumeNode, viewName)
         if self._worker is None:
-            self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="MedAnomalyCLIP")
-        future = self._worker.submit(self._runDetector, self.detectorFactory, plane, threshold)
+            self._worker = DetectorWorker()
+        factory = self.detectorFactory
+        future = self._worker.submit((factory, folder, manifest), lambda: factory(folder), plane, threshold)
         return _Run(volumeNode, viewName, opacity, future, onDone)
-
-    def _runDetector(self, factory, plane, threshold):
-        """On the worker thread."""
-        if self._detector is None or self._detector[0] is not factory:
-            self._detector = factory, factory()
-        return self._detector[1].detect(plane, threshold=threshold)
 
     def _deliver(self, run):
         """Wait for a run and write its result to the scene."""
@@ -539,40 +566,6 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         return text
 
 
-def missingPackages():
-    """Requirements of this module, as pip names them, that cannot be imported."""
-    text = (Path(__file__).parent / "Resources" / "requirements.txt").read_text(encoding="utf-8")
-    requirements = [line.strip() for line in text.splitlines() if line.strip()]
-    return [line for line in requirements if importlib.util.find_spec(_importName(line)) is None]
-
-
-def _importName(requirement):
-    name = re.match(r"[A-Za-z0-9._-]+", requirement).group()
-    return IMPORT_NAMES.get(name, name)
-
-
-def loadBundledDetector():
-    """The detector that ships with the module."""
-    missing = missingPackages()
-    if missing:
-        others = [requirement for requirement in missing if not requirement.startswith("torch")]
-        steps = []
-        if len(others) < len(missing):
-            steps.append(_("Install the extension PyTorch, restart Slicer, and install torch in its module."))
-        if others:
-            steps.append(
-                _("In the Python console: slicer.util.pip_install({packages})").format(packages=others)
-            )
-        raise DependencyMissing(
-            _("Python packages are missing: {names}.\n{steps}").format(
-                names=", ".join(missing), steps="\n".join(steps)
-            )
-        )
-    from MedAnomalyCLIPLib.detection import SliceDetector
-
-    return SliceDetector.load()
-
-
 class MedAnomalyCLIPTest(ScriptedLoadableModuleTest):
     """Runs inside Slicer, with or without views, without any download."""
 
@@ -596,7 +589,7 @@ class MedAnomalyCLIPTest(ScriptedLoadableModuleTest):
 
     def test_bright_spot_becomes_map_and_segment(self):
         """A stand-in for the detector: what is bright is anomalous."""
-        self.logic.detectorFactory = _BrightnessDetector
+        self.logic.detectorFactory = lambda folder: _BrightnessDetector()
         volumeNode = self._addVolume()
         detection = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode))
         self.assertEqual(detection.result.mask.sum(), 16)
@@ -608,8 +601,10 @@ class MedAnomalyCLIPTest(ScriptedLoadableModuleTest):
 
     def test_bundled_detector(self):
         """The real detector, where its packages are installed."""
-        if missingPackages():
-            self.skipTest("not installed: {}".format(", ".join(missingPackages())))
+        from MedAnomalyCLIPLib.panel_packages import missing_requirements
+
+        if missing_requirements():
+            self.skipTest("not installed: {}".format(", ".join(missing_requirements())))
         volumeNode = self._addVolume()
         result = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode)).result
         self.assertEqual(result.map.shape, result.plane.shape)

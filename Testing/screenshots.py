@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "MedAnomalyCLIP")]
 
 PANEL_WIDTH = 400
-VIEW_SIZE = 560
+VIEW_SIZE = 640
 GAP = 12
 
 
@@ -47,10 +47,10 @@ def main() -> None:
     if arguments.stand_in:
         from harness.fake_detector import BrightnessDetector
 
-        panel.logic.detectorFactory = BrightnessDetector
+        panel.logic.detectorFactory = lambda folder: BrightnessDetector()
     detect(panel, arguments.threshold)
 
-    panel.parent.resize(PANEL_WIDTH, VIEW_SIZE)
+    panel.parent.resize(PANEL_WIDTH, max(VIEW_SIZE, panel.parent.layout().heightForWidth(PANEL_WIDTH)))
     panel.parent.show()
     process_events(0.5)
     panel_picture = panel.parent.grab()

@@ -36,6 +36,7 @@ FORMAT = 1
 MANIFEST, WEIGHTS, CARD = "bundle.json", "weights.safetensors", "MODEL_CARD.md"
 TEXT_TOWER = "text_tower.safetensors"
 _LARGEST_MANIFEST = 4 * 2**20
+_LONGEST_CARD = 2**20
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,11 @@ class Bundle:
             BundleInvalid: a file is missing, altered, or not understood.
         """
         folder = Path(folder)
-        manifest = _read_manifest(folder / MANIFEST)
+        manifest = read_manifest(folder)
         _check_file(folder / WEIGHTS, manifest.weights_bytes, manifest.weights_sha256)
         if manifest.text_sha256:
             _check_file(folder / TEXT_TOWER, manifest.text_bytes, manifest.text_sha256)
-        card = folder / CARD
-        return cls(folder, manifest, card.read_text(encoding="utf-8") if card.is_file() else "")
+        return cls(folder, manifest, read_card(folder))
 
     def build(self) -> AnomalyDetector:
         """The network with its weights, in float32 on the CPU.
@@ -274,12 +274,58 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_file(path: Path, size: int, sha256: str) -> None:
+def read_manifest(folder: Path) -> BundleManifest:
+    """What a bundle says of itself, checked by name and type; weights are not touched.
+
+    Raises:
+        BundleInvalid: the folder holds no manifest, or one that is not understood.
+    """
+    path = folder / MANIFEST
     where = f"{path.parent.name}/{path.name}"
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST:
+            raise BundleInvalid(f"{where} is too large to be the description of a detector")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleInvalid(
+            f"{where} cannot be read ({error.strerror}); choose the folder of a detector"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise BundleInvalid(f"{where} is not valid JSON: {error}") from error
+    return from_mapping(BundleManifest, data, where, BundleInvalid)
+
+
+def read_card(folder: Path) -> str:
+    """A bundle's model card, Markdown; empty when there is none. Bytes that are no UTF-8 become marks."""
+    try:
+        with (folder / CARD).open(encoding="utf-8", errors="replace") as file:
+            return file.read(_LONGEST_CARD)
+    except OSError:
+        return ""
+
+
+def check_size(path: Path, size: int) -> None:
+    """Whether a file of a bundle is there in full length.
+
+    Raises:
+        BundleInvalid: it is not.
+    """
     if not path.is_file():
         raise BundleInvalid(f"{path.parent.name} has no {path.name}; copy the whole folder of the detector")
-    if path.stat().st_size != size or file_sha256(path) != sha256:
-        raise BundleInvalid(f"{where} is incomplete or was altered; get the detector again")
+    if path.stat().st_size != size:
+        raise _altered(path)
+
+
+def _check_file(path: Path, size: int, sha256: str) -> None:
+    check_size(path, size)
+    if file_sha256(path) != sha256:
+        raise _altered(path)
+
+
+def _altered(path: Path) -> BundleInvalid:
+    return BundleInvalid(
+        f"{path.parent.name}/{path.name} is incomplete or was altered; get the detector again"
+    )
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -329,18 +375,3 @@ def _load_exactly(module: Any, state: Mapping[str, Tensor], where: str) -> None:
             f"{', '.join(sorted(wrong)[:3])}"
         )
     module.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
-
-
-def _read_manifest(path: Path) -> BundleManifest:
-    where = f"{path.parent.name}/{path.name}"
-    try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise BundleInvalid(f"{where} is too large to be the description of a detector")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleInvalid(
-            f"{where} cannot be read ({error.strerror}); choose the folder of a detector"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise BundleInvalid(f"{where} is not valid JSON: {error}") from error
-    return from_mapping(BundleManifest, data, where, BundleInvalid)

@@ -156,6 +156,7 @@ class SliceDetector:
                 threshold=threshold,
                 provenance=self.provenance,
                 percentile=None if reference is None else reference.percentile(score),
+                image_threshold=self.image_threshold,
                 window=None if plane.pixels.ndim == 3 else item.window,
                 timings=seconds,
             )

@@ -46,6 +46,7 @@ class AnomalyResult:
         provenance: detector, device, versions.
         percentile: share in % of the detector's normal reference images that score lower; None when the
             bundle has no reference.
+        image_threshold: score that 95 % of those images do not reach; None when the bundle has none.
         window: (darkest, brightest) pixel value that the detector told apart; None for colour.
         timings: seconds spent in each step.
     """
@@ -56,6 +57,7 @@ class AnomalyResult:
     threshold: float
     provenance: Provenance
     percentile: float | None = None
+    image_threshold: float | None = None
     window: tuple[float, float] | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
 

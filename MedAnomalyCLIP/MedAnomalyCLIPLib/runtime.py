@@ -1,13 +1,36 @@
-"""Where a detector runs."""
+"""What a detector needs in order to run: its packages, a device, a thread of its own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .errors import DependencyMissing, InvalidRequest
 
 if TYPE_CHECKING:
     import torch
+
+    from .detection import SliceDetector
+    from .geometry import SlicePlane
+    from .result import AnomalyResult
+
+# How packages are called when imported, where that differs from their name.
+_IMPORT_NAMES = {"open_clip_torch": "open_clip", "scikit-image": "skimage"}
+
+
+def missing_packages(requirements: Path) -> list[str]:
+    """Lines of a requirements file whose package cannot be imported; nothing is imported to find out."""
+    lines = [line.strip() for line in requirements.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and importlib.util.find_spec(_import_name(line)) is None]
+
+
+def _import_name(requirement: str) -> str:
+    name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
+    return _IMPORT_NAMES.get(name, name)
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -36,3 +59,39 @@ def select_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidRequest(f"Device {name!r} cannot be used here; choose auto, cpu, cuda or mps") from error
     return device
+
+
+class DetectorWorker:
+    """One thread that loads detectors and runs them, so that its caller never waits.
+
+    A detector is kept until another one is asked for, and let go before that one is loaded: two may not fit
+    into the memory of a device.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="MedAnomalyCLIP")
+        self._held: tuple[Any, SliceDetector] | None = None  # touched by the thread only
+
+    def submit(
+        self, key: object, load: Callable[[], SliceDetector], plane: SlicePlane, threshold: float | None
+    ) -> Future[AnomalyResult]:
+        """Detect on a plane, after the planes submitted before it.
+
+        Args:
+            key: which detector; the one held serves while the key stays equal.
+            load: makes the detector, on the thread.
+            plane, threshold: as for `SliceDetector.detect`.
+        """
+        return self._pool.submit(self._run, key, load, plane, threshold)
+
+    def close(self) -> None:
+        """Take no more planes and drop those that wait. The detector goes with the worker itself."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _run(
+        self, key: object, load: Callable[[], SliceDetector], plane: SlicePlane, threshold: float | None
+    ) -> AnomalyResult:
+        if self._held is None or self._held[0] != key:
+            self._held = None
+            self._held = key, load()
+        return self._held[1].detect(plane, threshold=threshold)

@@ -321,6 +321,7 @@ def record_provenance(node: Node, result: AnomalyResult) -> None:
         "Precision": result.provenance.precision,
         "Score": f"{result.score:.6g}",
         "Percentile": "" if result.percentile is None else f"{result.percentile:.6g}",
+        "ImageThreshold": "" if result.image_threshold is None else f"{result.image_threshold:.6g}",
         "Threshold": f"{result.threshold:g}",
         "Window": "" if result.window is None else json.dumps([float(edge) for edge in result.window]),
         "Plane": as_json(plane.ijk_to_ras),

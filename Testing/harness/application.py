@@ -29,6 +29,7 @@ class HeadlessApplication:
     Attributes:
         applicationName: as in Slicer; message boxes are titled with it.
         temporaryPath: folder for files that nobody keeps.
+        slicerUserSettingsFilePath: file in a folder for what belongs to the user; neither exists.
     """
 
     applicationName = "Slicer"
@@ -37,6 +38,7 @@ class HeadlessApplication:
         self._logic = logic
         self._scratch = tempfile.TemporaryDirectory(prefix="slicer-harness-")
         self.temporaryPath = self._scratch.name
+        self.slicerUserSettingsFilePath = str(Path(self._scratch.name) / "settings" / "Slicer.ini")
         self.process_events = lambda: None
 
     def applicationLogic(self) -> vtk.vtkObject:

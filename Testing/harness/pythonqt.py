@@ -188,6 +188,10 @@ class _UiLoader(QtUiTools.QUiLoader):
         return widget
 
     def createLayout(self, class_name: str, parent: Any = None, name: str = "") -> Any:
+        if not isinstance(
+            parent, QtWidgets.QWidget
+        ):  # a layout within a layout; Qt gives it its parent later
+            return super().createLayout(class_name, parent, name)
         layout = getattr(qt, class_name)(parent)
         layout.setObjectName(name)
         return layout

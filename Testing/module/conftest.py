@@ -48,6 +48,18 @@ def head(views: dict[str, Any]) -> Any:
     return node
 
 
+@pytest.fixture(autouse=True)
+def fresh_settings(slicer_application: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user without settings; the folder where they would be."""
+    from harness.pythonqt import qt
+
+    monkeypatch.setattr(
+        slicer_application, "slicerUserSettingsFilePath", str(tmp_path / "settings" / "Slicer.ini")
+    )
+    qt.QSettings().clear()
+    return tmp_path / "settings"
+
+
 @pytest.fixture
 def detector() -> Any:
     from harness.fake_detector import BrightnessDetector
@@ -59,7 +71,7 @@ def detector() -> Any:
 def panel(hosted_module: Any, views: Any, slot_errors: Any, detector: Any) -> Iterator[Any]:
     """The panel with a detector that needs no network, over an empty scene."""
     panel = hosted_module.make_panel()
-    panel.logic.detectorFactory = lambda: detector
+    panel.logic.detectorFactory = lambda folder: detector
     yield panel
     detector.gate.set()
     panel.cleanup()
@@ -94,6 +106,6 @@ def detect(panel: Any) -> Callable[[], None]:
 
     def click() -> None:
         panel.ui.detectButton.click()
-        wait_until(lambda: not panel.logic.isRunning())
+        wait_until(lambda: not panel.logic.isRunning(), seconds=60)  # MONAI takes a while to import
 
     return click

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from MedAnomalyCLIPLib.result import RESEARCH_USE_ONLY
 
 ROOT = Path(__file__).parents[2]
 MODULE = ROOT / "MedAnomalyCLIP" / "MedAnomalyCLIP.py"
+LIBRARY = ROOT / "MedAnomalyCLIP" / "MedAnomalyCLIPLib"
 HEAVY = ("torch", "torchvision", "monai", "open_clip", "SimpleITK", "skimage", "pydicom", "scipy")
 
 
@@ -39,30 +41,34 @@ def test_translated_strings_are_literals():
     """lupdate cannot read an f-string, and a formatted one is never found in the dictionary."""
     calls = [
         node
-        for node in ast.walk(ast.parse(MODULE.read_text(encoding="utf-8")))
+        for path in (MODULE, *LIBRARY.glob("panel_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_"
     ]
-    assert calls
+    assert len(calls) > 20
     assert all(isinstance(call.args[0], ast.Constant) for call in calls)
 
 
-def test_only_scene_files_of_the_library_import_slicer():
-    library = ROOT / "MedAnomalyCLIP" / "MedAnomalyCLIPLib"
+def test_only_scene_and_panel_files_of_the_library_import_slicer():
     importing = {
         path.name
-        for path in library.rglob("*.py")
+        for path in LIBRARY.rglob("*.py")
         if re.search(
             r"^\s*(import|from) (slicer|qt|ctk|vtk)\b", path.read_text(encoding="utf-8"), re.MULTILINE
         )
     }
-    assert importing == {"scene.py", "scene_segments.py", "scene_views.py"}
+    scene = {"scene.py", "scene_segments.py", "scene_views.py"}
+    panel = {"panel_detectors.py", "panel_packages.py", "panel_views.py", "panel_words.py"}
+    assert importing == scene | panel
 
 
 def test_the_names_of_requirements_are_those_that_can_be_imported(hosted_module, monkeypatch):
-    assert hosted_module.code.missingPackages() == []
+    from MedAnomalyCLIPLib.panel_packages import missing_requirements
+
+    assert missing_requirements() == []
     asked = []
-    monkeypatch.setattr(hosted_module.code.importlib.util, "find_spec", asked.append)
-    assert len(hosted_module.code.missingPackages()) == len(asked) == 7
+    monkeypatch.setattr(importlib.util, "find_spec", asked.append)
+    assert len(missing_requirements()) == len(asked) == 7
     assert {"torch", "monai", "open_clip", "skimage", "SimpleITK"} <= set(asked)
 
 
@@ -87,8 +93,8 @@ def test_without_the_packages_the_module_loads_and_says_what_is_missing(slicer_a
         print("loaded", sorted(loaded & set({HEAVY!r})))
 
         panel = hosted.make_panel()
-        import numpy, slicer
-        hosted.code.importlib.util.find_spec = lambda name: None
+        import importlib.util, numpy, slicer
+        importlib.util.find_spec = lambda name: None
         from harness.slice_views import slice_views
         sys.meta_path.insert(0, Missing())
         node = slicer.util.addVolumeFromArray(numpy.ones((3, 5, 4), dtype="int16"))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import unittest
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from MedAnomalyCLIPLib.errors import Cancelled, InvalidRequest, UnsupportedImage
+from MedAnomalyCLIPLib.detectors.presets import PRESETS
+from MedAnomalyCLIPLib.errors import BundleInvalid, Cancelled, InvalidRequest, UnsupportedImage
 
 
 @pytest.fixture
 def logic(hosted_module, views, detector):
     logic = hosted_module.code.MedAnomalyCLIPLogic()
-    logic.detectorFactory = lambda: detector
+    logic.detectorFactory = lambda folder: detector
     yield logic
     detector.gate.set()
     logic.close()
@@ -72,7 +74,7 @@ def test_no_volume_is_refused(logic):
 
 def test_the_detector_is_made_once(logic, head, detector):
     made = []
-    logic.detectorFactory = lambda: made.append(1) or detector
+    logic.detectorFactory = lambda folder: made.append(1) or detector
     logic.detect(head, "Red")
     logic.detect(head, "Green")
     assert made == [1]
@@ -81,7 +83,7 @@ def test_the_detector_is_made_once(logic, head, detector):
 def test_a_factory_that_failed_is_asked_again(logic, head, detector):
     attempts = []
 
-    def factory():
+    def factory(folder):
         attempts.append(1)
         if len(attempts) == 1:
             raise UnsupportedImage("not yet")
@@ -215,3 +217,103 @@ def test_the_bundled_detector_detects_in_the_scene(hosted_module, head, views):
     shown = slicer.util.arrayFromVolume(detection.mapNode)[0]
     np.testing.assert_array_equal(shown, detection.result.map)
     assert detection.mapNode.GetAttribute("MedAnomalyCLIP.BundleSHA256")
+
+
+# Detectors of one's own
+
+
+@pytest.fixture
+def real_logic(hosted_module, views):
+    """The logic as a script gets it, with networks instead of the stand-in."""
+    logic = hosted_module.code.MedAnomalyCLIPLogic()
+    yield logic
+    logic.close()
+
+
+def test_a_folder_is_all_that_another_detector_needs(real_logic, head, make_bundle):
+    from MedAnomalyCLIPLib.detection import SliceDetector
+
+    bundle = make_bundle("mine", threshold=0.4321, image_threshold=0.9)
+    result = real_logic.detect(head, "Red", detector=bundle.folder).result
+    expected = SliceDetector.load(bundle.folder).detect(result.plane)
+    np.testing.assert_array_equal(result.map, expected.map)
+    assert (result.score, result.percentile) == (expected.score, expected.percentile)
+    assert (result.threshold, result.image_threshold) == (0.4321, 0.9)
+
+
+@pytest.fixture
+def make_published(make_bundle, tiny_tower):
+    """A published system around the tiny tower, on disk; returns its folder."""
+
+    def make(system):
+        spec = PRESETS[system].detector
+        parts = replace(
+            spec,
+            tower=replace(tiny_tower, taps=(1, 2, 3, 4)),
+            text=replace(spec.text, name="Brain"),
+            memory=spec.memory and replace(spec.memory, rows=64),
+        )
+        return make_bundle(system, detector=parts).folder
+
+    return make
+
+
+@pytest.mark.parametrize("system", [name for name in PRESETS if not PRESETS[name].detector.feature_fusion])
+def test_a_detector_of_every_published_system_detects_as_it_does_without_a_scene(
+    real_logic, head, make_published, system
+):
+    from MedAnomalyCLIPLib.detection import SliceDetector
+
+    folder = make_published(system)
+    result = real_logic.detect(head, "Red", detector=folder).result
+    expected = SliceDetector.load(folder).detect(result.plane)
+    assert (result.score, result.provenance) == (expected.score, expected.provenance)
+    np.testing.assert_array_equal(result.map, expected.map)
+
+
+def test_a_detector_that_wants_more_than_the_image_is_refused_in_words(real_logic, head, make_published):
+    with pytest.raises(InvalidRequest, match="needs 4 feature maps beside its images"):
+        real_logic.detect(head, "Red", detector=make_published("diffusionclip"))
+
+
+def test_the_nodes_name_the_detector_that_was_used(real_logic, head, make_bundle):
+    bundle = make_bundle("mine", version="2.5", image_threshold=0.75)
+    detection = real_logic.detect(head, "Red", detector=str(bundle.folder), threshold=0.0)
+    facts = {
+        "Bundle": "mine",
+        "BundleVersion": "2.5",
+        "BundleSHA256": bundle.manifest.weights_sha256,
+        "ImageThreshold": "0.75",
+    }
+    for node in (detection.mapNode, detection.segmentationNode):
+        assert {key: node.GetAttribute(f"MedAnomalyCLIP.{key}") for key in facts} == facts
+
+
+def test_a_threshold_of_ones_own_goes_before_the_detectors(real_logic, head, make_bundle):
+    folder = make_bundle(threshold=0.4).folder
+    assert real_logic.detect(head, "Red", detector=folder, threshold=0.2).result.threshold == 0.2
+    assert real_logic.detect(head, "Red", detector=folder).result.threshold == 0.4
+
+
+def test_a_folder_that_holds_no_detector_is_refused(logic, head, tmp_path):
+    with pytest.raises(BundleInvalid, match="choose the folder of a detector"):
+        logic.detect(head, "Red", detector=tmp_path)
+    assert not logic.isRunning()
+
+
+def test_a_detector_is_kept_until_another_is_asked_for(logic, head, detector, make_bundle):
+    loaded = []
+    logic.detectorFactory = lambda folder: loaded.append(Path(folder).name) or detector
+    one, two = make_bundle("one").folder, make_bundle("two").folder
+    for folder in (one, one, two, two, "", "", one):
+        logic.detect(head, "Red", detector=folder)
+    assert loaded == ["one", "two", "", "one"]
+
+
+def test_a_detector_trained_anew_in_its_folder_is_loaded_anew(real_logic, head, make_bundle):
+    folder = make_bundle(seed=1).folder
+    before = real_logic.detect(head, "Red", detector=folder).result
+    make_bundle(seed=2)
+    after = real_logic.detect(head, "Red", detector=folder).result
+    assert before.provenance.bundle_sha256 != after.provenance.bundle_sha256
+    assert not np.array_equal(before.map, after.map)

@@ -163,6 +163,7 @@ def test_the_score_is_shown_with_its_reference_and_its_limits(panel, head, detec
     assert panel.ui.resultLabel.text.splitlines() == [
         "Axial 14 of 24, aligned",
         "Higher than 97 % of the detector's normal reference images",
+        "Detector: brightness, version 1.2",
         "A candidate, not a diagnosis",
     ]
 
@@ -369,9 +370,11 @@ def test_a_bug_is_not_hidden_and_leaves_the_panel_usable(panel, head, detect, de
     assert panel.ui.scoreLabel.text == SCORE
 
 
-def test_missing_packages_are_named_with_what_to_do(panel, head, detect, hosted_module, monkeypatch):
-    monkeypatch.setattr(hosted_module.code, "missingPackages", lambda: ["monai>=1.4", "torch>=2.8"])
-    panel.logic.detectorFactory = hosted_module.code.loadBundledDetector
+def test_missing_packages_are_named_with_what_to_do(panel, head, detect, monkeypatch):
+    from MedAnomalyCLIPLib import panel_packages
+
+    monkeypatch.setattr(panel_packages, "missing_requirements", lambda: ["monai>=1.4", "torch>=2.8"])
+    panel.logic.detectorFactory = panel_packages.load_detector
     detect()
     text = panel.ui.messageLabel.text
     assert "monai>=1.4, torch>=2.8" in text
@@ -468,7 +471,7 @@ def test_a_reloaded_panel_works_and_the_old_one_is_silent(panel, head, views, ho
     panel.cleanup()
     old = panel.ui.planeLabel.text
     fresh = hosted_module.make_panel()
-    fresh.logic.detectorFactory = lambda: detector
+    fresh.logic.detectorFactory = lambda folder: detector
     fresh.ui.detectButton.click()
     wait(lambda: not fresh.logic.isRunning())
     assert coloured_views(views) == {"Red"}

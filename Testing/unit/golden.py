@@ -12,8 +12,10 @@ import torch
 
 from MedAnomalyCLIPLib.clip.importing import import_open_clip
 from MedAnomalyCLIPLib.clip.towers import create_clip
+from MedAnomalyCLIPLib.detectors import clusters
 from MedAnomalyCLIPLib.detectors.presets import PRESETS
 from MedAnomalyCLIPLib.detectors.specification import DetectorSpec
+from MedAnomalyCLIPLib.detectors.stream import HybridPrompts
 
 DATA = Path(__file__).parents[1] / "data"
 WHOLE_SET = "MEDANOMALYCLIP_GOLDEN"
@@ -73,3 +75,14 @@ def everywhere(count: int, size: int) -> torch.Tensor:
 def min_max(values: torch.Tensor) -> torch.Tensor:
     """Scaled to [0, 1] by the lowest and highest of all, as the published evaluation scales a test set."""
     return (values - values.min()) / (values.max() - values.min())
+
+
+def round_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Round hybrid prompts to half precision, as published, on the way there and on the way back."""
+    exact = HybridPrompts.forward
+    monkeypatch.setattr(HybridPrompts, "forward", lambda self, x: [p.half().float() for p in exact(self, x)])
+
+
+def use_clusters(monkeypatch: pytest.MonkeyPatch, labels: torch.Tensor) -> None:
+    """Clusters as stored, since the published ones start from random numbers."""
+    monkeypatch.setattr(clusters, "k_means", lambda points, count: labels.long())

@@ -88,6 +88,12 @@ def test_result_tells_where_it_comes_from(detector, tiny_bundle, volume):
     assert {"preprocess", "network", "map_back"} <= result.timings.keys()
 
 
+def test_the_bundles_thresholds_come_with_the_result(make_bundle, volume):
+    detector = SliceDetector.load(make_bundle(threshold=0.3, image_threshold=0.8).folder, device="cpu")
+    result = detector.detect(cut_slice(volume, 2, 3))
+    assert (result.threshold, result.image_threshold) == (0.3, 0.8)
+
+
 def test_slices_come_in_order_with_progress(detector, volume):
     seen = []
     results = list(

@@ -10,7 +10,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from golden import CLOSE, everywhere, golden, golden_clip, method_weights, tiny_spec, whole_golden
+from golden import (
+    CLOSE,
+    everywhere,
+    golden,
+    golden_clip,
+    method_weights,
+    round_prompts,
+    tiny_spec,
+    use_clusters,
+    whole_golden,
+)
 from torch.nn import functional as F
 
 from MedAnomalyCLIPLib.clip.towers import TappedClipViT, TappedTokens
@@ -50,17 +60,15 @@ def published(arrays, spec, system="adaclip"):
 @pytest.fixture
 def rounded(monkeypatch):
     """Prompts rounded to half precision, as published."""
-    exact = HybridPrompts.forward
-    monkeypatch.setattr(HybridPrompts, "forward", lambda self, x: [p.half().float() for p in exact(self, x)])
+    round_prompts(monkeypatch)
 
 
 @pytest.fixture
 def their_clusters(monkeypatch):
-    """Clusters as stored, since theirs start from random ones."""
+    """Clusters as stored."""
 
     def use(arrays, image=1):
-        labels = arrays[f"out/hsf_cluster_labels_img{image}"].long()
-        monkeypatch.setattr(clusters, "k_means", lambda points, count: labels)
+        use_clusters(monkeypatch, arrays[f"out/hsf_cluster_labels_img{image}"])
 
     return use
 

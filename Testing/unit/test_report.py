@@ -289,6 +289,24 @@ class TestContactSheet:
         pixels = np.asarray(everything)
         assert (pixels == 255).all(axis=2).sum() > 100
 
+    def test_the_true_outline_can_be_told_from_a_lesion_as_white_as_itself(self, records, tiny_bundle):
+        """Along a row of the sheet through the lesion of its only image."""
+        one = records[11:12]
+        results = detect_records(SliceDetector.load(tiny_bundle.folder, device="cpu"), one)
+        sheet = np.asarray(contact_sheet(one, results, OperatingPoint(0.0, "for this test")))
+        first_row, enlarged, above = 35, 150 / 40, (150 - 30 * 150 / 40) / 2
+        row = sheet[round(first_row + above + 8.5 * enlarged), 10:160, 0]
+        white = np.flatnonzero(row == 255)
+        assert (row[white[0] : white[-1]] < 30).any()
+
+    def test_long_names_of_sets_do_not_run_into_the_next_image(self, records, tiny_bundle):
+        results = detect_records(SliceDetector.load(tiny_bundle.folder, device="cpu"), records)
+        named = [replace(record, set=f"{record.set} with a long name" * 5) for record in records]
+        sheet = np.asarray(contact_sheet(named, results, OperatingPoint(0.0, "for this test")))
+        caption, gap = slice(185, 205), slice(10 + 2 * 150 + 4, 20 + 2 * 150 + 4)
+        assert (sheet[caption, : gap.start] > 100).any()
+        assert (sheet[caption, gap] < 30).all()
+
     def test_a_detector_that_calls_nothing_has_no_hits(self, records, tiny_bundle):
         results = detect_records(SliceDetector.load(tiny_bundle.folder, device="cpu"), records)
         point = OperatingPoint(1.1, "for this test")
@@ -303,6 +321,22 @@ def test_thinned_curves_keep_their_ends_and_their_shape():
     assert len(few_x) <= 202
     assert (few_x[0], few_x[-1]) == (0, 1)
     assert np.abs(np.interp(x, few_x, few_y) - np.sqrt(x)).max() < 0.01
+
+
+@pytest.mark.parametrize(("end", "numbers"), [(1.0, "0.0 0.2 0.4 0.6 0.8 1.0"), (0.3, "0.0 0.1 0.2 0.3")])
+def test_axes_are_marked_at_round_numbers(end, numbers):
+    drawn = ElementTree.fromstring(line_chart("t", "x", "y", {}, x_end=end))
+    assert [e.text for e in drawn.iter() if e.get("y") == "272"] == numbers.split()
+
+
+def test_the_page_fits_a_narrow_screen_and_a_dark_one(report):
+    """Wide parts scroll by themselves, and no colour of the text is fixed."""
+    page = (report / "report.html").read_text(encoding="utf-8")
+    assert '<meta name="viewport" content="width=device-width' in page
+    assert page.count("<table>") == page.count('<div class="scroll"><table>') == 2
+    assert '<div class="scroll"><img ' in page
+    assert "prefers-color-scheme: dark" in page
+    assert 'stroke="currentColor"' in page
 
 
 def test_names_of_sets_cannot_break_a_chart():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from MedAnomalyCLIPLib.errors import OutputFailed
 from MedAnomalyCLIPLib.training.log import TrainingLog
@@ -65,8 +66,10 @@ def test_a_run_without_epochs_has_no_column_for_them(tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint", [3, 4, 6, 8])
-def test_after_an_interruption_files_are_those_of_an_uninterrupted_run(tmp_path, checkpoint):
+def test_after_an_interruption_files_are_those_of_an_uninterrupted_run(tmp_path, checkpoint, monkeypatch):
     """The first run came further than its last checkpoint, from which the second goes on."""
+    # Event files of one second and one process are read in the order of their numbers as text, 10 before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     tell(tmp_path / "whole", range(1, STEPS + 1))
     tell(tmp_path / "parts", range(1, 10))
     tell(tmp_path / "parts", range(checkpoint + 1, STEPS + 1))

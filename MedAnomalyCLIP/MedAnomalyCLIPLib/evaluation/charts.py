@@ -12,7 +12,7 @@ from .metrics import Curve
 _WIDTH, _HEIGHT = 300, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 30, 44
 _POINTS = 200
-# Okabe and Ito's, told apart without colour vision; black is for all sets together.
+# Okabe and Ito's, told apart without colour vision; the colour of the text is for all sets together.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a7a00", "#7a5195")
 
 
@@ -58,13 +58,17 @@ def line_chart(
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">',
         f'<text class="title" x="{_LEFT}" y="18">{escape(title)}</text>',
     ]
-    for step in range(6):
-        share = step / 5
-        across, down = _LEFT + wide * share, _TOP + high * (1 - share)
+    for value in _ticks(x_end):
+        across = _LEFT + wide * value / x_end
         parts += [
-            f'<path class="grid" d="M{across:.1f} {_TOP}v{high}M{_LEFT} {down:.1f}h{wide}"/>',
-            f'<text x="{across:.1f}" y="{_HEIGHT - 28}" text-anchor="middle">{share * x_end:.2g}</text>',
-            f'<text x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{share:.1f}</text>',
+            f'<path class="grid" d="M{across:.1f} {_TOP}v{high}"/>',
+            f'<text x="{across:.1f}" y="{_HEIGHT - 28}" text-anchor="middle">{value:.1f}</text>',
+        ]
+    for value in _ticks(1.0):
+        down = _TOP + high * (1 - value)
+        parts += [
+            f'<path class="grid" d="M{_LEFT} {down:.1f}h{wide}"/>',
+            f'<text x="{_LEFT - 6}" y="{down + 4:.1f}" text-anchor="end">{value:.1f}</text>',
         ]
     middle = _TOP + high / 2
     parts += [
@@ -79,3 +83,9 @@ def line_chart(
             f'<polyline stroke="{colour}" points="{points}"><title>{escape(name)}</title></polyline>'
         )
     return "".join([*parts, "</svg>"])
+
+
+def _ticks(end: float) -> list[float]:
+    """Round numbers from 0 to the end of an axis, which lies at 1 or below."""
+    step = 0.2 if end > 0.5 else 0.1
+    return [number * step for number in range(round(end / step) + 1)]

@@ -22,6 +22,7 @@ from ..terminology import TERMS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
 
 OUTCOMES = ("hit", "miss", "false alarm", "correct rejection")
 _SHOWN = {
@@ -91,8 +92,9 @@ def contact_sheet(
                 image = Image.fromarray(picture)
                 offset = ((_SIDE - image.width) // 2, (_SIDE - image.height) // 2)
                 sheet.paste(image, (left + place * (_SIDE + 4) + offset[0], top + offset[1]))
-            words = f"{records[index].set} · image {index + 1} · score {results[index].score:.2f}"
-            draw.text((left, top + _SIDE + 2), words, font=font, fill=_FAINT)
+            words = f" · image {index + 1} · score {results[index].score:.2f}"
+            name = _shortened(records[index].set, tile_width - font.getlength(words), font)
+            draw.text((left, top + _SIDE + 2), name + words, font=font, fill=_FAINT)
         top += tile_height if indices else 0
     words = f"White: outline of the lesion. Turquoise and heat: found, from {results[0].threshold:.2f} up."
     draw.text((_GAP, top), words, font=font, fill=_TEXT)
@@ -141,8 +143,19 @@ def _pair(record: ImageRecord, result: AnomalyResult) -> tuple[np.ndarray, np.nd
     heated[_edge(found)] = TERMS.colour
     truth = lesion_mask(record, result.plane)
     if truth is not None:
-        plain[_edge(fitted(truth.astype(np.float32), Image.Resampling.BOX) > 0)] = _TRUTH
+        outlined = fitted(truth.astype(np.float32), Image.Resampling.BOX) > 0
+        # Without a dark line along it, white is lost around the bright lesions of many sequences.
+        plain[_edge(ndimage.binary_erosion(outlined))] = _BACKGROUND
+        plain[_edge(outlined)] = _TRUTH
     return plain, heated.astype(np.uint8)
+
+
+def _shortened(text: str, width: float, font: FreeTypeFont | ImageFont) -> str:
+    """As much of a text as has room."""
+    if font.getlength(text) <= width:
+        return text
+    fitting = (text[:length].rstrip() + "…" for length in range(len(text), 0, -1))
+    return next((short for short in fitting if font.getlength(short) <= width), "…")
 
 
 def _edge(mask: np.ndarray) -> np.ndarray:

@@ -34,25 +34,38 @@ _CURVES = (
 _READING = (
     "Below each detector stands the best that a trivial feature reaches, for each figure by itself: "
     "brightness, contrast, share of dark pixels, shape and size of the picture (direction chosen with the "
-    "labels, so an upper value), or brightness, darkness and nearness to the centre. Small numbers are 95 % "
-    "intervals, or ± one standard deviation over draws of support images. Red: not clearly above the trivial "
-    "feature, which is no result."
+    "labels, so an upper value), or brightness, darkness and nearness to the centre. Small numbers are 95% "
+    "intervals, left out below ten patients, or ± one standard deviation over draws of support images. "
+    "Red and slanted: not clearly above the trivial feature, which is no result."
 )
 _STYLE = """
-:root { color-scheme: light; }
-body { font: 14px/1.4 system-ui, sans-serif; color: #1a1a1e; max-width: 1340px; margin: 1.2em auto; padding: 0 1em; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1a1a1e; --faint: #5f5f66; --rule: #ccc;
+  --grid: #e2e2e6; --warn: #8a2b00; }
+@media screen and (prefers-color-scheme: dark) { :root { --paper: #16161a; --ink: #e8e8ea; --faint: #a3a3ab;
+  --rule: #46464e; --grid: #303037; --warn: #ff9d73; } }
+body { font: 14px/1.4 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1340px;
+  margin: 1.2em auto; padding: 0 1em; overflow-wrap: break-word; }
 h1 { font-size: 1.4em; margin: 0; } h2 { font-size: 1.05em; margin: 1.4em 0 .3em; }
-.notice { color: #8a2b00; font-weight: 600; margin: .2em 0 .6em; } .faint { color: #666; }
-table { border-collapse: collapse; } th, td { text-align: right; padding: .16em .7em; white-space: nowrap; }
-th:first-child, td:first-child, th:nth-child(2), td:nth-child(2) { text-align: left; }
-thead th { border-bottom: 1.5px solid #1a1a1e; } tr.detector td { border-top: 1px solid #ccc; font-weight: 600; }
-td small { font-weight: 400; color: #666; } td.weak { color: #8a2b00; }
-.charts { display: flex; flex-wrap: wrap; gap: 1em; } svg { width: 300px; height: 300px; font: 11px system-ui, sans-serif; }
+.notice { color: var(--warn); font-weight: 600; margin: .2em 0 .6em; } .faint { color: var(--faint); }
+.faint p { margin: 0; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .16em 1.6em .16em 0; vertical-align: top; } tbody th { font-weight: 400; }
+thead > * > * { border-bottom: 1.5px solid var(--ink); vertical-align: bottom; } td { white-space: nowrap; }
+.set th { padding-top: .5em; font-weight: 600; } tbody + tbody .set th { border-top: 1px solid var(--rule); }
+.detector { font-weight: 600; } small { font-weight: 400; color: var(--faint); }
+.weak { color: var(--warn); font-style: italic; } .weak small { font-style: normal; }
+.charts { display: flex; flex-wrap: wrap; gap: 1em; } svg { flex: 1 1 280px; max-width: 380px; min-width: 0;
+  height: auto; font: 11px system-ui, sans-serif; } svg text { fill: currentColor; }
 svg .title { font-size: 12.5px; font-weight: 600; } svg polyline { fill: none; stroke-width: 1.8; }
-svg .grid { stroke: #e2e2e6; } svg .chance { stroke: #999; stroke-width: 1; stroke-dasharray: 4 3; }
-.key span { margin-right: 1.2em; } .key i { display: inline-block; width: 1.4em; height: .22em; margin-right: .4em; vertical-align: middle; }
-img { max-width: 100%; } @media print { body { font-size: 10px; } }
-""".strip()  # noqa: E501
+svg .grid { stroke: var(--grid); } svg .chance { stroke: #999; stroke-width: 1; stroke-dasharray: 4 3; }
+.key span { display: inline-block; margin-right: 1.2em; } .key i { display: inline-block; width: 1.4em;
+  height: .22em; margin-right: .4em; vertical-align: middle; }
+img { display: block; max-width: 100%; min-width: 760px; }
+@media (max-width: 640px) { th, td { padding-right: .6em; } td { font-size: 13px; white-space: normal; }
+  td small { display: block; font-size: 11px; } .detector small { white-space: nowrap; } }
+@media print { body { font-size: 10px; } h2 { break-after: avoid; } tbody, svg, img { break-inside: avoid; }
+  .charts { flex-wrap: nowrap; } svg { flex-basis: 0; } img { min-width: 0; } }
+""".strip()
 
 
 def report_page(
@@ -69,10 +82,11 @@ def report_page(
         sheet: the contact sheet as a data URI.
     """
     parts = [
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>",
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>",
         f'<p class="notice">{escape(RESEARCH_USE_ONLY)}</p>',
-        *(f'<div class="faint">{escape(fact)}</div>' for fact in facts),
+        f'<div class="faint">{"".join(f"<p>{escape(fact)}</p>" for fact in facts)}</div>',
         "<h2>Which images are abnormal</h2>",
         _table("image", measured, spread),
     ]
@@ -83,7 +97,7 @@ def report_page(
         "<h2>Curves</h2>",
         _charts(measured),
         "<h2>Hits, misses, false alarms</h2>",
-        f'<img alt="Contact sheet of hits, misses and false alarms" src="{sheet}">',
+        f'<div class="scroll"><img alt="Contact sheet of hits, misses and false alarms" src="{sheet}"></div>',
         "</body></html>\n",
     ]
     return "\n".join(parts)
@@ -91,25 +105,27 @@ def report_page(
 
 def _table(level: str, measured: Sequence[SetMeasurement], spread: Spread) -> str:
     columns = _COLUMNS[level]
-    head = "".join(f"<th>{escape(FIGURE_NAMES[name])}</th>" for name in columns)
-    lines = [f"<table><thead><tr><th>set</th><th></th>{head}</tr></thead><tbody>"]
+    head = "".join(f'<th scope="col">{escape(FIGURE_NAMES[name])}</th>' for name in columns)
+    lines = [f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead>']
     for entry in measured:
         row = entry.row(level)
         if row is None:
             continue
         trivial = {name: _best_trivial(entry.rows, level, name) for name in columns}
-        images = f"{entry.normal} + {entry.abnormal if level == 'image' else entry.masks} images"
+        abnormal = f"{entry.abnormal} abnormal" if level == "image" else f"{entry.masks} outlined"
         cells = [
             _cell(row, name, trivial[name], spread.get((entry.name, level), {}).get(name)) for name in columns
         ]
         lines += [
-            f'<tr class="detector"><td>{escape(entry.name)} <small>{images}</small></td><td>detector</td>',
+            f'<tbody><tr class="set"><th colspan="{len(columns) + 1}" scope="rowgroup">{escape(entry.name)} ',
+            f"<small>{entry.normal} normal and {abnormal} images</small></th></tr>",
+            '<tr class="detector"><th scope="row">detector</th>',
             *cells,
-            "</tr><tr><td></td><td>best trivial</td>",
+            '</tr><tr><th scope="row">best trivial</th>',
             *(_trivial_cell(trivial[name]) for name in columns),
-            "</tr>",
+            "</tr></tbody>",
         ]
-    return "".join([*lines, "</tbody></table>"])
+    return "".join([*lines, "</table></div>"])
 
 
 def _cell(row: Row, name: str, trivial: tuple[float, str] | None, spread: tuple[float, float] | None) -> str:
@@ -138,7 +154,7 @@ def _best_trivial(rows: Sequence[Row], level: str, name: str) -> tuple[float, st
 
 
 def _charts(measured: Sequence[SetMeasurement]) -> str:
-    colours = {m.name: "#000" if m.name == POOLED else colour_of(i) for i, m in enumerate(measured)}
+    colours = {m.name: "currentColor" if m.name == POOLED else colour_of(i) for i, m in enumerate(measured)}
     charts = []
     for key, title, x_label, y_label, x_end in _CURVES:
         series = {m.name: (colours[m.name], m.curves[key]) for m in measured if key in m.curves}

@@ -167,7 +167,10 @@ def _manifest(
 
 def _notes(checked: DatasetReport) -> list[str]:
     """What a reader of the figures has to know, without the names of files."""
-    notes = [f"{problem.kind} ({len(problem.places)} ×)" for problem in checked.problems]
+    notes = [
+        problem.kind + (f" ({len(problem.places)} times)" if len(problem.places) > 1 else "")
+        for problem in checked.problems
+    ]
     learned = [count.set for count in checked.counts if count.split == "train"]
     if learned:
         notes.append(f"training images of {', '.join(learned)} are among those measured")

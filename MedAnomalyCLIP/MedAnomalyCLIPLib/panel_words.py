@@ -1,0 +1,26 @@
+"""What the panel says about a result."""
+
+from __future__ import annotations
+
+from slicer.i18n import tr as _
+
+from .result import AnomalyResult
+
+
+def result_words(result: AnomalyResult) -> str:
+    """The lines under the score: the plane, what the score is compared with, which detector said so."""
+    lines = [result.plane.description]
+    if result.percentile is not None:
+        # Rounded down: "100 %" would say that no normal image scores as high.
+        share = _("Higher than {share} % of the detector's normal reference images")
+        lines.append(share.format(share=int(result.percentile)))
+    if result.image_threshold is not None:
+        reached = result.score >= result.image_threshold
+        words = (
+            _("Reaches its image threshold, {value}") if reached else _("Below its image threshold, {value}")
+        )
+        lines.append(words.format(value=f"{result.image_threshold:.2f}"))
+    detector = _("Detector: {name}, version {version}")
+    lines.append(detector.format(name=result.provenance.bundle, version=result.provenance.bundle_version))
+    lines.append(_("A candidate, not a diagnosis"))
+    return "\n".join(line for line in lines if line)
