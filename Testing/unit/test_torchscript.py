@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import zipfile
 from dataclasses import replace
 
@@ -117,10 +118,19 @@ def test_tensor_that_is_cut_short_is_refused(scripted, tmp_path):
         read_weights(path)
 
 
-def test_tensor_that_reaches_beyond_its_storage_is_refused(scripted, tmp_path):
+@pytest.mark.parametrize(
+    ("offset", "size", "stride", "message"),
+    [
+        (0, (100,), (1,), "more values than are stored"),
+        (0, (10**12,), (0,), "more values than are stored"),
+        (2, (4,), (1,), "damaged"),
+        (0, (2,), (-1,), "damaged"),
+    ],
+)
+def test_tensor_that_is_more_than_its_storage_is_refused(scripted, tmp_path, offset, size, stride, message):
     class Beyond:
         def __reduce__(self):
-            return torch._utils._rebuild_tensor_v2, (Storage(), 0, (100,), (1,), False, {})
+            return torch._utils._rebuild_tensor_v2, (Storage(), offset, size, stride, False, {})
 
     class Storage:
         pass
@@ -133,7 +143,7 @@ def test_tensor_that_reaches_beyond_its_storage_is_refused(scripted, tmp_path):
         Pickler(file, 2).dump(Beyond())
     changes = {"data.pkl": (tmp_path / "data.pkl").read_bytes(), "data/0": bytes(16)}
     path = rewritten(scripted[1], tmp_path / "beyond.pt", changes)
-    with pytest.raises(UnreadableImage, match="damaged"):
+    with pytest.raises(UnreadableImage, match=message):
         read_weights(path)
 
 
@@ -146,6 +156,24 @@ def test_compressed_archive_is_refused_since_it_may_unfold_without_end(scripted,
             target.writestr(name, source.read(name))
     with pytest.raises(UnreadableImage, match="compressed"):
         read_weights(tmp_path / "small.pt")
+
+
+@pytest.mark.filterwarnings("ignore:.*looks like a TorchScript archive")
+def test_files_with_wrong_bytes_are_read_or_refused_and_nothing_else(tmp_path):
+    torch.jit.script(torch.nn.Linear(3, 2)).save(tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for _ in range(8):
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        try:
+            read_weights(tmp_path / "damaged.pt")
+        except UnreadableImage:
+            refused += 1
+    assert refused > 100
 
 
 def test_archive_cut_short_is_refused(scripted, tmp_path):

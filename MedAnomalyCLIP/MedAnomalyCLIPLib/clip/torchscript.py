@@ -7,6 +7,7 @@ Here the code is never looked at: of the pickled module, only tensors and plain 
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import pickletools
 import zipfile
@@ -45,11 +46,12 @@ _LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boolli
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file is an archive of a scripted or traced module."""
-    if not zipfile.is_zipfile(path):
+    """Whether a file is an archive of a scripted or traced module, and its table of contents is whole."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -110,7 +112,7 @@ class _Reader(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, size, stride, *_: torch.as_strided(storage, size, stride, offset)
+            return lambda storage, offset, size, stride, *_: _view(storage, offset, size, stride)
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch.jit._pickle" and name in _LISTS:
@@ -147,6 +149,13 @@ def _check_opcodes(description: bytes) -> None:
             raise UnreadableImage(f"it holds the pickle instruction {opcode.name}, which weights do not need")
         if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(description):
             raise UnreadableImage("it asks for more memory than it can need")
+
+
+def _view(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
+    """The part of a storage that a tensor is; torch refuses what lies beyond."""
+    if math.prod(size) > len(storage):
+        raise UnreadableImage("a tensor in it has more values than are stored")
+    return torch.as_strided(storage, size, stride, offset)
 
 
 def _tensors(value: Any, name: str, above: set[int]) -> Iterator[tuple[str, Tensor]]:
