@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from golden import DATA, golden, golden_clip, method_weights, tiny_spec
+from golden import DATA, everywhere, golden, golden_clip, method_weights, tiny_spec, whole_golden
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -292,6 +292,34 @@ def golden_spec(system, model):
     if system == "medvmad":
         spec = replace(spec, text=replace(spec.text, length=6, deep_depth=3, deep_length=3))
     return replace(spec, tower=replace(spec.tower, model=model, image_size=size, taps=taps))
+
+
+@pytest.mark.parametrize(
+    ("system", "images", "maps", "taps", "size", "atol"),
+    [
+        ("mvfa_zero_shot", "in/image_test", "out/zero_map_sum", 4, 120, 4e-3),
+        ("mediclip", "in/image", "out/anomaly_map", 1, 112, 1e-4),
+    ],
+)
+def test_at_full_depth_a_bundle_gives_the_published_maps(
+    system, images, maps, taps, size, atol, monkeypatch, tmp_path
+):
+    """The authors' code adds MVFA's taps, which a bundle averages; half precision is what moves the rest."""
+    name = system.partition("_")[0]
+    arrays = whole_golden(name)
+    spec = golden_spec(system, f"golden-{name}")
+    spec = replace(spec, tower=replace(spec.tower, image_size=size))
+    monkeypatch.setitem(PRESETS, system, replace(PRESETS[system], detector=spec))
+    state = golden_clip(arrays, spec).state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "clip.safetensors")
+    torch.save(nested(method_weights(arrays)), tmp_path / "weights.pth")
+    words = {"shows": "Brain"} if system in NAMED else {}
+    bundle = convert(
+        system, [tmp_path / "weights.pth"], tmp_path / "clip.safetensors", tmp_path / "out", **words
+    ).bundle
+    found = bundle.build()(arrays[images], everywhere(len(arrays[images]), size)).map
+    published = arrays[maps] if arrays[maps].ndim == 3 else arrays[maps][:, 1]
+    torch.testing.assert_close(taps * found, published, atol=atol, rtol=0)
 
 
 def nested(weights):
