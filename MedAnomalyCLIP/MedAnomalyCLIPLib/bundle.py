@@ -22,7 +22,7 @@ import numpy as np
 
 from .configuration import from_mapping, to_mapping
 from .detectors.specification import DetectorSpec
-from .errors import BundleInvalid
+from .errors import BundleInvalid, OutputFailed
 from .output_folder import take_place, writing
 from .preprocess import PreprocessSpec
 from .resources import resource_path
@@ -236,6 +236,28 @@ def save_bundle(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Bundle(folder, manifest, card)
+
+
+def check_bundle_place(folder: Path, *, overwrite: bool) -> None:
+    """Raise unless a bundle can be written there and nothing else would be lost; to be asked before work.
+
+    Args:
+        folder: where to.
+        overwrite: whether a bundle that is there may be replaced.
+
+    Raises:
+        OutputFailed: the place is taken, or cannot be looked at.
+    """
+    with writing(folder):
+        present = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if present and not overwrite:
+        raise OutputFailed(f"{folder.name} exists already; use --overwrite, or another --output")
+    foreign = sorted(present - {MANIFEST, WEIGHTS, CARD, TEXT_TOWER})
+    if foreign:
+        raise OutputFailed(
+            f"{folder.name} holds {foreign[0]}, which is no part of a detector; "
+            "move it away, or use another --output"
+        )
 
 
 def default_bundle_path() -> Path:

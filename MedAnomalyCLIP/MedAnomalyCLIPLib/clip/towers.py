@@ -5,7 +5,8 @@ A `TowerSpec` in, modules out. No weights are fetched unless `load_clip` is told
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from ..errors import BundleInvalid, InvalidRequest, UnreadableImage
 from .importing import import_open_clip
 from .specification import TowerSpec
+from .weights import read_clip_state
 
 ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -132,17 +134,23 @@ def model_config(spec: TowerSpec) -> dict[str, Any]:
     Raises:
         BundleInvalid: open_clip knows no such model.
     """
-    open_clip = import_open_clip()
-    if spec.model not in open_clip.list_models():
-        open_clip.add_model_config(ARCHITECTURES)
-    config = open_clip.get_model_config(spec.model) if spec.model in open_clip.list_models() else None
-    if config is None:
-        raise BundleInvalid(
-            f"open_clip {open_clip.__version__} knows no model named {spec.model!r}; "
-            "upgrade open_clip_torch, or correct the name"
-        )
+    config = _registered_config(spec.model)
     config["vision_cfg"]["image_size"] = spec.image_size
     config["quick_gelu"] = spec.activation == "quick_gelu"
+    return config
+
+
+def _registered_config(model: str) -> dict[str, Any]:
+    """open_clip's configuration of a model as it was trained."""
+    open_clip = import_open_clip()
+    if model not in open_clip.list_models():
+        open_clip.add_model_config(ARCHITECTURES)
+    config = open_clip.get_model_config(model) if model in open_clip.list_models() else None
+    if config is None:
+        raise BundleInvalid(
+            f"open_clip {open_clip.__version__} knows no model named {model!r}; "
+            "upgrade open_clip_torch, or correct the name"
+        )
     return config
 
 
@@ -203,49 +211,107 @@ def load_clip(spec: TowerSpec, weights: Path | str, *, download: bool = False) -
 
     Args:
         spec: the model; its input size may differ from the one the weights were trained at.
-        weights: a local file (`.safetensors`, or a state dict that torch reads with `weights_only=True`), or
-            the name of one of open_clip's pretrained tags, for example "openai".
-        download: allow open_clip to fetch the weights of a tag over the network.
+        weights, download: see `find_clip_file`.
 
     Raises:
         InvalidRequest: a tag was named without allowing the download.
         UnreadableImage, BundleInvalid: the file is missing, or does not fit the model.
     """
-    open_clip = import_open_clip()
-    clip = create_clip(spec)
+    path = find_clip_file(spec, weights, download=download)
+    return clip_with_state(spec, read_clip_state(path), path.name)
+
+
+def find_clip_file(spec: TowerSpec, weights: Path | str, *, download: bool = False) -> Path:
+    """The file of a pretrained CLIP.
+
+    Args:
+        spec: the model.
+        weights: a local file in any format that `weights.read_weights` knows, OpenAI's among them, or the
+            name of one of open_clip's pretrained tags, for example "openai".
+        download: allow open_clip to fetch the weights of a tag over the network.
+
+    Raises:
+        InvalidRequest: there is no such file, and no tag may be fetched, or none of this name is known.
+        UnreadableImage: fetching failed.
+    """
     path = Path(weights)
-    if not path.is_file():
-        if not download:
-            raise InvalidRequest(
-                f"{weights} is not a file. If it is the name of pretrained weights of {spec.model}, "
-                "allow the download explicitly"
-            )
-        config = open_clip.get_pretrained_cfg(spec.model, str(weights))
-        if not config:
-            known = ", ".join(open_clip.list_pretrained_tags_by_model(spec.model)) or "none"
-            raise InvalidRequest(
-                f"open_clip has no weights {str(weights)!r} for {spec.model}; it has: {known}"
-            )
-        path = Path(open_clip.download_pretrained(config))
+    if path.is_file():
+        return path
+    if not download:
+        raise InvalidRequest(
+            f"{weights} is not a file. If it is the name of pretrained weights of {spec.model}, "
+            "allow the download explicitly"
+        )
+    config = _pretrained_config(spec, str(weights))
     try:
-        state = open_clip.factory.load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for a damaged file
+        return Path(import_open_clip().download_pretrained(config))
+    except (OSError, ValueError, RuntimeError) as error:  # of urllib and of Hugging Face's client
         raise UnreadableImage(
-            f"{path.name} is not a file of weights that can be read safely: {error}"
+            f"The {weights} weights of {spec.model} could not be fetched: {error}"
         ) from error
-    _resize_position_grid(state, clip)
-    try:
-        clip.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise BundleInvalid(f"The weights in {path.name} do not fit {spec.model}: {error}") from error
-    return clip
 
 
-def _resize_position_grid(state: dict[str, Tensor], clip: Any) -> None:
-    """Fit the stored grid of position embeddings to the model's, bicubic, class token kept apart."""
+def pretrained_source(spec: TowerSpec, tag: str) -> str:
+    """What would be fetched for a tag, how much at most, and from where.
+
+    Raises:
+        InvalidRequest: open_clip knows no such tag of the model.
+    """
+    config = _pretrained_config(spec, tag)
+    hub = config.get("hf_hub", "").rstrip("/")
+    from_hub = hub and (importlib.util.find_spec("huggingface_hub") or not config.get("url"))
+    with torch.device("meta"):
+        size = sum(4 * weight.numel() for weight in create_clip(spec).parameters())
+    place = f"huggingface.co/{hub}" if from_hub else config["url"]  # OpenAI's names its SHA-256
+    return f"{tag} weights of {spec.model}, about {size / 1e6:.0f} MB, from {place}"
+
+
+def _pretrained_config(spec: TowerSpec, tag: str) -> dict[str, Any]:
+    open_clip = import_open_clip()
+    config = open_clip.get_pretrained_cfg(spec.model, tag)
+    if not config:
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(spec.model)) or "none"
+        raise InvalidRequest(f"open_clip has no weights {tag!r} for {spec.model}; it has: {known}")
+    return config
+
+
+def clip_with_state(spec: TowerSpec, state: dict[str, Tensor], name: str) -> nn.Module:
+    """Both towers with given weights, whose grid of positions is fitted to the spec's input size.
+
+    Args:
+        spec: the model.
+        state: its weights under open_clip's names.
+        name: of their file, for messages.
+
+    Raises:
+        BundleInvalid: they are another model's.
+    """
+    clip: Any = create_clip(spec)
+    state = dict(state)
     key = "visual.positional_embedding"
     if key in state:
         state[key] = resize_positions(state[key], clip.visual.grid_size)
+    try:
+        clip.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise BundleInvalid(f"The weights in {name} do not fit {spec.model}: {error}") from error
+    return clip
+
+
+def check_trained_size(spec: TowerSpec, state: Mapping[str, Tensor], name: str) -> None:
+    """Refuse weights of a model that was trained at another input size, and has the same shapes in all else.
+
+    Raises:
+        BundleInvalid: the grid of positions is not the one that the spec's model was trained with.
+    """
+    vision = _registered_config(spec.model)["vision_cfg"]
+    patches = (int(vision["image_size"]) // int(vision["patch_size"])) ** 2
+    found = len(state.get("visual.positional_embedding", ())) - 1
+    if found != patches:
+        raise BundleInvalid(
+            f"{name} has positions for {max(found, 0)} patches, not the {patches} of {spec.model}, which was "
+            f"trained at {vision['image_size']} px; choose the weights of {spec.model}"
+        )
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -198,7 +198,10 @@ class AnomalyDetector(nn.Module):
         """What is put into the stream beside linear adapters, if anything."""
         fused, taps = self.spec.feature_fusion, self.spec.tower.taps
         if fused is not None and (features is None or len(features) != len(taps)):
-            raise InvalidRequest(f"This detector needs {len(taps)} feature maps beside its images")
+            raise InvalidRequest(
+                f"This detector needs {len(taps)} feature maps beside its images, of another network; it "
+                "cannot be used alone, only from Python (see its model card)"
+            )
         if self.spec.visual_prompts is None and fused is None:
             return None
         prompts = self.visual_prompts(plain) if self.spec.visual_prompts is not None else []

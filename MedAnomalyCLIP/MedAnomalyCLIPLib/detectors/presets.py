@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..clip.specification import TowerSpec
-from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
+from ..preprocess import PreprocessSpec, WindowRule
 from .specification import (
     AdapterSpec,
     DenoiserSpec,
@@ -20,6 +20,8 @@ from .specification import (
 )
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# The published code reads pictures of 8 bits as they are; CT in Hounsfield units needs a window first.
+_WINDOWS = {"default": WindowRule("full"), "CT": WindowRule("range", -160.0, 240.0)}
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Preset:
 
     @property
     def preprocess(self) -> PreprocessSpec:
-        """How a slice becomes the system's input; its authors read pictures that were windowed before."""
+        """How a slice becomes the system's input; its authors read 8-bit pictures, windowed before."""
         return PreprocessSpec(
-            self.detector.tower.image_size, self.mean, self.std, dict(STANDARD_WINDOWS), self.interpolation
+            self.detector.tower.image_size, self.mean, self.std, dict(_WINDOWS), self.interpolation
         )
 
 
@@ -144,3 +146,5 @@ PRESETS = {
         denoiser=DenoiserSpec(),
     ),
 }
+# Those whose authors' code saves weights; nobody but us has any of the denoising one.
+CONVERTIBLE = tuple(name for name, preset in PRESETS.items() if preset.detector.denoiser is None)

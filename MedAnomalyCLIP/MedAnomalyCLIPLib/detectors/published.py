@@ -1,9 +1,12 @@
-"""Weights under the names of the published code, into a detector; every name is accounted for."""
+"""Weights under the names of the published code, into a detector; every name is accounted for.
+
+Which names there are was read from the code that saves the checkpoints.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +52,13 @@ _FEATURE_FUSION: Names = (
     (r"sd_fusion_blocks\.(\d+)\.gate\.(\d)\.(weight|bias)", r"feature_fusion.\1.gate.\2.\3"),
     (r"sd_fusion_blocks\.(\d+)\.out_norm\.(weight|bias)", r"feature_fusion.\1.out_norm.\2"),
 )
+
+
+def _of_a_trainer(names: Names) -> Names:
+    """Also as AdaCLIP's trainer saves them, which has the model as a part of its own."""
+    return tuple((rf"(?:clip_model\.)?{published}", ours) for published, ours in names)
+
+
 NAMES: dict[str, Names] = {
     "mvfa_zero_shot": _TWO_HEADS,
     "mvfa_few_shot": _TWO_HEADS,
@@ -56,8 +66,8 @@ NAMES: dict[str, Names] = {
     "mediclip": _MEDICLIP,
     "mediclip_paper": _MEDICLIP,
     "medvmad": (*_TWO_HEADS, *_PROMPT_LEARNER),
-    "adaclip": _ADACLIP,
-    "diffusionclip": (*_ADACLIP, *_FEATURE_FUSION),
+    "adaclip": _of_a_trainer(_ADACLIP),
+    "diffusionclip": _of_a_trainer((*_ADACLIP, *_FEATURE_FUSION)),
 }
 _NOT_PUBLISHED = ("text_bank", "memory.", "map_fusion.", "score_fusion.")  # made, not stored
 
@@ -76,7 +86,10 @@ def load_published(detector: AnomalyDetector, preset: str, weights: Mapping[str,
         BundleInvalid: a name or shape does not fit, or a weight is missing; all of them are listed.
     """
     state = {f"tower.visual.{key}": value for key, value in clip.visual.state_dict().items()}
-    state |= renamed(weights, NAMES[preset])
+    try:
+        state |= renamed(weights, NAMES[preset])
+    except BundleInvalid as error:
+        raise BundleInvalid(f"{error}{_hint(weights, preset)}") from error
     expected = {k: v for k, v in detector.state_dict().items() if not k.startswith(_NOT_PUBLISHED)}
     prompts = None
     if detector.spec.text.prompts == "hybrid":
@@ -93,7 +106,9 @@ def load_published(detector: AnomalyDetector, preset: str, weights: Mapping[str,
         if key in expected and value.squeeze().shape != expected[key].squeeze().shape
     ]
     if faults:
-        raise BundleInvalid(f"The weights do not fit {preset}: {'; '.join(sorted(faults))}")
+        raise BundleInvalid(
+            f"The weights do not fit {preset}: {'; '.join(sorted(faults))}{_hint(weights, preset)}"
+        )
     for key, value in state.items():
         expected[key].copy_(value.reshape(expected[key].shape))  # a 1x1 convolution is a linear map
     if prompts is not None:
@@ -110,7 +125,33 @@ def renamed(weights: Mapping[str, Tensor], names: Names) -> dict[str, Tensor]:
     unknown = sorted(key for key, name in ours.items() if name is None)
     if unknown:
         raise BundleInvalid(f"Nothing is known of the published weights {', '.join(unknown)}")
+    targets = [name for name in ours.values() if name]
+    twice = sorted(key for key, name in ours.items() if name and targets.count(name) > 1)
+    if twice:
+        raise BundleInvalid(f"Several of the published weights have one place: {', '.join(twice)}")
     return {name: weights[key] for key, name in ours.items() if name}
+
+
+def never_read(weights: Iterable[str], names: Names) -> list[str]:
+    """Those that the published code saves and never reads."""
+    return sorted(key for key in weights if _our_name(key, names) == "")
+
+
+def _hint(weights: Iterable[str], preset: str) -> str:
+    """The systems that weights are of by their names, if these are others than the one asked for."""
+    likely = [system for system, names in NAMES.items() if _parts(weights, names) == _parts_of(names)]
+    return "" if preset in likely or not likely else f". By their names they are of {', '.join(likely)}"
+
+
+def _parts_of(names: Names) -> set[str]:
+    """Which of our parts a table of names has weights for."""
+    return {name.partition(".")[0] for _, name in names if name}
+
+
+def _parts(weights: Iterable[str], names: Names) -> set[str | None]:
+    """Which of our parts weights go to, None among them if one has no place."""
+    ours = [_our_name(key, names) for key in weights]
+    return {None if name is None else name.partition(".")[0] for name in ours if name != ""}
 
 
 def _our_name(key: str, names: Names) -> str | None:

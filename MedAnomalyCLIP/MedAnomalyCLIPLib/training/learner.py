@@ -137,7 +137,7 @@ class Learner(nn.Module):
         if objective.image != "none":
             terms["image"] = self._image_term(aligned, text, batch)
             total = total + objective.image_weight * terms["image"]
-        if self.recipe.detector.denoiser is not None:
+        if self.recipe.detector.denoiser is not None and objective.denoising_weight > 0:
             terms["denoising"] = self.detector.denoising_loss(_own_tokens(aligned), text, generator)
             total = total + objective.denoising_weight * terms["denoising"]
         return {"loss": total, **terms}

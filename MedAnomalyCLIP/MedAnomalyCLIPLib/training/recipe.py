@@ -18,7 +18,7 @@ from ..configuration import from_mapping, to_mapping
 from ..detectors.presets import PRESETS
 from ..detectors.specification import DetectorSpec
 from ..errors import InvalidRequest
-from ..preprocess import PreprocessSpec
+from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
 from ..synthesis import SynthesisConfig
 
 if sys.version_info >= (3, 11):
@@ -270,7 +270,9 @@ def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
     base: dict[str, Any] = {}
     if preset_name is not None:
         preset = PRESETS[preset_name]
-        base = {"detector": to_mapping(preset.detector), "preprocess": to_mapping(preset.preprocess)}
+        # Volumes are learned from too, which nobody has windowed before, as the authors' pictures were.
+        preprocess = replace(preset.preprocess, windows=dict(STANDARD_WINDOWS))
+        base = {"detector": to_mapping(preset.detector), "preprocess": to_mapping(preprocess)}
     start = str(data.get("start", ""))
     if start:
         began = bundle_named(start)
