@@ -239,6 +239,6 @@ def _notes(spec: DetectorSpec, records: Sequence[ImageRecord]) -> tuple[str, ...
         notes.append(
             f"It cannot detect alone: beside each image it needs {len(spec.feature_fusion.channels)} feature "
             "maps of a Stable Diffusion UNet, which are not part of it. Panel and command line refuse it; "
-            "from Python, hand them in: Bundle.load(folder).build()(images, valid, features)."
+            "from Python, hand them in: SliceDetector.load(folder, features=...)."
         )
     return tuple(notes)

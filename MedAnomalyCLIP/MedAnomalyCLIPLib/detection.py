@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .preprocess import SlicePreprocessor
 
 Window = tuple[float, float]
+# Another network: prepared images (B, 3, S, S) in, for each tap a feature map (B, channels, h, w) out.
+FeatureMaps = Callable[["torch.Tensor"], "Sequence[torch.Tensor]"]
 
 
 class SliceDetector:
@@ -37,12 +39,18 @@ class SliceDetector:
     """
 
     def __init__(
-        self, bundle: Bundle, network: AnomalyDetector, preprocessor: SlicePreprocessor, device: torch.device
+        self,
+        bundle: Bundle,
+        network: AnomalyDetector,
+        preprocessor: SlicePreprocessor,
+        device: torch.device,
+        features: FeatureMaps | None = None,
     ) -> None:
         self._manifest = bundle.manifest
         self._network = network.to(device).eval()
         self._preprocessor = preprocessor
         self._device = device
+        self._features = features
         self.card = bundle.card
         self.provenance = Provenance(
             bundle=self._manifest.name,
@@ -54,12 +62,16 @@ class SliceDetector:
         )
 
     @classmethod
-    def load(cls, bundle: Path | str | None = None, *, device: str = "auto") -> SliceDetector:
+    def load(
+        cls, bundle: Path | str | None = None, *, device: str = "auto", features: FeatureMaps | None = None
+    ) -> SliceDetector:
         """Read a detector from disk and make it ready.
 
         Args:
             bundle: folder of the detector; None for the one that ships with MedAnomalyCLIP.
             device: see `runtime.select_device`.
+            features: gives the maps of another network that some detectors fuse, DiffusionCLIP as published
+                among them.
 
         Raises:
             BundleInvalid: the folder holds no detector, or a damaged one.
@@ -76,7 +88,7 @@ class SliceDetector:
             raise DependencyMissing(
                 f"Python package {error.name} is not installed; install it with: pip install {error.name}"
             ) from error
-        return cls(checked, network, preprocessor, where)
+        return cls(checked, network, preprocessor, where, features)
 
     @property
     def name(self) -> str:
@@ -135,7 +147,8 @@ class SliceDetector:
         valid = torch.stack([p.valid for p in prepared]).to(self._device)
         ready = time.perf_counter()
         with torch.inference_mode():
-            detection = self._network(images, valid)
+            features = None if self._features is None else self._features(images)
+            detection = self._network(images, valid, features)
             maps, scores = detection.map.float().cpu(), detection.score.float().cpu()
         done = time.perf_counter()
         plane_maps = [

@@ -486,3 +486,28 @@ def test_a_cache_runs_the_tower_once_for_each_image_and_no_further_than_its_room
         indices = torch.tensor(wanted)
         assert torch.equal(cache.through("x", indices, rows(indices))[0][:, 0], indices.float())
     assert calls == [[0, 1], [2, 3], [2, 3]]
+
+
+def test_a_detector_that_fuses_other_maps_works_with_what_gives_them(clip_folder, dataset, tmp_path):
+    recipe = small(clip_folder, "adaclip", "preset=diffusionclip", "detector.feature_fusion.channels=[3,6]")
+    with pytest.raises(InvalidRequest, match="feature maps of another network"):
+        run(recipe, dataset, tmp_path / "run")
+
+    def maps(images):
+        small = torch.nn.functional.avg_pool2d(images, 8)
+        return [small, torch.cat([small, small], dim=1)]
+
+    trained = run(recipe, dataset, tmp_path / "run", features=maps)
+    before, after = (
+        load_file(clip_folder / "weights.safetensors"),
+        load_file(trained.bundle.folder / "weights.safetensors"),
+    )
+    assert "feature_fusion.0.gate.0.weight" in after.keys() - before.keys()
+    plane = next(planes_of([r for r in read_dataset(dataset) if r.split == "test"]))
+    with pytest.raises(InvalidRequest, match="feature maps"):
+        SliceDetector.load(trained.bundle.folder, device="cpu").detect(plane)
+    result = SliceDetector.load(trained.bundle.folder, device="cpu", features=maps).detect(plane)
+    blind = SliceDetector.load(trained.bundle.folder, device="cpu", features=lambda x: maps(0 * x)).detect(
+        plane
+    )
+    assert not np.allclose(result.map, blind.map)

@@ -199,8 +199,8 @@ class AnomalyDetector(nn.Module):
         fused, taps = self.spec.feature_fusion, self.spec.tower.taps
         if fused is not None and (features is None or len(features) != len(taps)):
             raise InvalidRequest(
-                f"This detector needs {len(taps)} feature maps beside its images, of another network; it "
-                "cannot be used alone, only from Python (see its model card)"
+                f"This detector needs {len(taps)} feature maps beside its images, of another network. Only "
+                "from Python can they be handed in: SliceDetector.load(features=...) takes what gives them"
             )
         if self.spec.visual_prompts is None and fused is None:
             return None

@@ -22,7 +22,7 @@ from ..bundle import (
 from ..configuration import to_mapping
 from ..datasets.planes import lesion_mask
 from ..datasets.records import ImageRecord, modality_family
-from ..detection import SliceDetector
+from ..detection import FeatureMaps, SliceDetector
 from ..detectors.detector import AnomalyDetector, Detection
 from ..detectors.support import SupportSet, remember
 from ..evaluation.image_sets import detect_records
@@ -46,6 +46,7 @@ def finish(
     kept: dict[str, Any],
     *,
     device: torch.device,
+    features: FeatureMaps | None = None,
     on_progress: Progress | None = None,
 ) -> Bundle:
     """Fill the memory, find the thresholds, and write the bundle.
@@ -60,6 +61,7 @@ def finish(
         folder: of the bundle.
         kept: epoch and validation figure of the weights.
         device: where to measure.
+        features: gives the maps of another network, for detectors that fuse them.
         on_progress: on_progress(stage, done, all).
     """
     held_out: list[Detection] = []
@@ -79,7 +81,7 @@ def finish(
     )
     with TemporaryDirectory(dir=folder.parent) as place:
         uncalibrated = save_bundle(Path(place) / "uncalibrated", manifest, detector, "")
-        ready = SliceDetector.load(uncalibrated.folder, device=str(device))
+        ready = SliceDetector.load(uncalibrated.folder, device=str(device), features=features)
     manifest = _calibrated(manifest, ready, chosen, held_out, on_progress)
     settings = {"recipe": _told(recipe), "images": chosen.origin, "kept": kept}
     card = model_card(manifest, _how_made(recipe, chosen, kept), settings)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..clip.towers import TappedTokens, text_side
+from ..detection import FeatureMaps
 from ..detectors.detector import Aligned, AnomalyDetector, Detection
 from ..detectors.scoring import anomaly_map, mean_patch_score, shown_share, two_class_cosines
 from ..detectors.text import create_prompts, sentence_ensemble
@@ -32,16 +33,23 @@ class Learner(nn.Module):
         clip: both towers of its CLIP; None where weights and text are those of `start`.
         names: what the images show, as sentences call it; batches refer to them by number.
         start: a detector to start from; None for new weights.
+        features: gives the maps of another network, for detectors that fuse them.
     """
 
     banks: Tensor | None  # (O, 2, E), of each object that images show
     sentences: Tensor  # (O, T, C) token ids, likewise
 
     def __init__(
-        self, recipe: Recipe, clip: Any, names: Sequence[str], start: AnomalyDetector | None = None
+        self,
+        recipe: Recipe,
+        clip: Any,
+        names: Sequence[str],
+        start: AnomalyDetector | None = None,
+        features: FeatureMaps | None = None,
     ) -> None:
         super().__init__()
         self.recipe, spec = recipe, recipe.detector
+        self.features = features
         self.detector = AnomalyDetector(spec)
         if start is not None:
             self._take_over(start)
@@ -188,9 +196,11 @@ class Learner(nn.Module):
         cache: TowerCache | None,
     ) -> TappedTokens:
         """The tower's tokens; kept where nothing that is learned is in its stream."""
-        if self.recipe.detector.visual_prompts is not None:
+        fused = self.recipe.detector.feature_fusion is not None
+        if fused or self.recipe.detector.visual_prompts is not None:
+            maps = self.features(images) if fused and self.features is not None else None
             with autocast(images.device, precision):
-                return self.detector.tap(images, plain=plain)
+                return self.detector.tap(images, maps, plain)
 
         def compute() -> tuple[Tensor, ...]:
             with torch.no_grad(), autocast(images.device, precision):

@@ -235,10 +235,6 @@ class Recipe:
             )
         if self.objective.image == "class" and self.detector.image_score != "class_and_clusters":
             raise InvalidRequest("objective.image 'class' needs a detector that scores its class token")
-        if self.detector.feature_fusion is not None:
-            raise InvalidRequest(
-                "Detectors that fuse another network's feature maps are trained from Python, with those maps"
-            )
 
 
 def shipped_recipes() -> list[str]:

@@ -24,7 +24,8 @@ from ..bundle import Bundle
 from ..clip.towers import create_vision_tower, load_clip
 from ..configuration import to_mapping
 from ..datasets.records import ImageRecord
-from ..errors import Cancelled, OutputFailed
+from ..detection import FeatureMaps
+from ..errors import Cancelled, InvalidRequest, OutputFailed
 from ..evaluation.metrics import ranking_figures
 from ..output_folder import writing
 from .batches import Batch, Batches, seeded_generator, with_views
@@ -64,6 +65,7 @@ def train(
     *,
     device: torch.device,
     download: bool = False,
+    features: FeatureMaps | None = None,
     quiet: bool = False,
     on_progress: Progress | None = None,
     is_cancelled: Callable[[], bool] | None = None,
@@ -76,6 +78,7 @@ def train(
         folder: of the run.
         device: where to run.
         download: allow open_clip to fetch CLIP weights that the recipe names.
+        features: gives the maps of another network, for detectors that fuse them.
         quiet: no progress bar.
         on_progress: on_progress(stage, done, all), for the stages before and after the steps.
         is_cancelled: asked after each step.
@@ -85,12 +88,17 @@ def train(
         DatasetInvalid, InvalidRequest: images and recipe do not fit; said before anything is trained.
         OutputFailed: the folder holds another run, or cannot be written.
     """
+    if recipe.detector.feature_fusion is not None and features is None:
+        raise InvalidRequest(
+            "This detector fuses feature maps of another network; train it from Python, where "
+            "train(features=...) takes a function that gives them"
+        )
     chosen = choose_images(records, recipe)
     recipe = with_object(recipe, chosen.names[chosen.target])
     _claim(folder, recipe, chosen)
     run = _Run(recipe, chosen, folder, device, on_progress, is_cancelled)
     run.prepare()
-    run.build(download)
+    run.build(download, features)
     run.learn(quiet)
     return run.finish()
 
@@ -131,13 +139,14 @@ class _Run:
             is_cancelled=self.is_cancelled,
         )
 
-    def build(self, download: bool) -> None:
+    def build(self, download: bool, features: FeatureMaps | None = None) -> None:
         """The learner, its optimizer, and the batches."""
         self._size_memory()
         torch.manual_seed(self.recipe.seed)  # of new weights; everything later has generators of its own
         clip = None if self.recipe.start else frozen_clip(self.recipe, download)
         start = bundle_named(self.recipe.start).build() if self.recipe.start else None
-        self.learner = Learner(self.recipe, clip, self.chosen.names, start).to(self.device).eval()
+        learner = Learner(self.recipe, clip, self.chosen.names, start, features)
+        self.learner, self.features = learner.to(self.device).eval(), features
         optimisation = self.recipe.optimisation
         kind = torch.optim.AdamW if optimisation.optimizer == "adamw" else torch.optim.Adam
         self.optimizer = kind(
@@ -302,6 +311,7 @@ class _Run:
             self.folder / BUNDLE,
             self.best,
             device=self.device,
+            features=self.features,
             on_progress=self.on_progress,
         )
         return Trained(bundle, self.best["epoch"], self.best["figure"])
