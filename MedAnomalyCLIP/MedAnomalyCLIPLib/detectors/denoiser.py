@@ -153,6 +153,10 @@ class Denoiser(nn.Module):
     down to level 0. With K = 0, tokens are handed back as they came; an untrained denoiser changes them only
     in the rounding, since where no noise is seen, every step keeps z.
 
+    What the maps lose sends no gradient into the networks: they learn from `loss` alone. Trained by both, they
+    stopped telling noise from token (their loss stayed at 1) and became layers like any other. Tokens get the
+    gradient of the noise as a constant.
+
     Attributes:
         mean, spread: (L, D) of the training tokens, by which channels are brought to one scale.
 
@@ -184,7 +188,9 @@ class Denoiser(nn.Module):
             x = self.schedule.signal[self.start] * z
             for level, lower in itertools.pairwise(self.path):
                 levels = torch.full((len(x),), level, device=x.device)
-                x = self.schedule.step(x, predict(x, levels, pooled, text, tokens.grid), level, lower)
+                with torch.no_grad():
+                    noise = predict(x, levels, pooled, text, tokens.grid)
+                x = self.schedule.step(x, noise, level, lower)
             patches.append(x * spread + mean)
         return tokens._replace(patches=tuple(patches))
 

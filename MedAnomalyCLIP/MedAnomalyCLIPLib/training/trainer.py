@@ -168,10 +168,9 @@ class _Run:
         unchanged = self.recipe.augmentation != "random" and self.recipe.painting.share == 0
         self.training_cache = TowerCache() if unchanged else None
         self.validation_cache = TowerCache()
-        if self.recipe.detector.denoiser is not None:
-            self._fit_token_statistics()
 
     def _fit_token_statistics(self) -> None:
+        """Let the denoiser see what tokens look like now; prompts that are learned move them."""
         size = self.recipe.optimisation.batch_size
         count = min(len(self.training), _IMAGES_FOR_STATISTICS)
         chosen = seeded_generator(self.recipe.seed, 3, 0)
@@ -209,6 +208,8 @@ class _Run:
             )
             saved = time.monotonic()
             for step, batch in zip(range(first, last), loader, strict=True):
+                if self.recipe.detector.denoiser is not None and step % self.batches.steps_per_epoch == 0:
+                    self._fit_token_statistics()
                 terms = self._step(step, batch.to(self.device))
                 epoch = step // self.batches.steps_per_epoch + 1
                 log.step(step + 1, terms, epoch=epoch)
