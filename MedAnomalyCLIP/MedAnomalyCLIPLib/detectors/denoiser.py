@@ -153,9 +153,9 @@ class Denoiser(nn.Module):
     down to level 0. With K = 0, tokens are handed back as they came; an untrained denoiser changes them only
     in the rounding, since where no noise is seen, every step keeps z.
 
-    What the maps lose sends no gradient into the networks: they learn from `loss` alone. Trained by both, they
-    stopped telling noise from token (their loss stayed at 1) and became layers like any other. Tokens get the
-    gradient of the noise as a constant.
+    What the maps lose sends no gradient into the networks: they learn from `loss` alone. Trained by both,
+    they stopped telling noise from token (their loss stayed at 1) and became layers like any other. For the
+    gradient of tokens, noise is a constant.
 
     Attributes:
         mean, spread: (L, D) of the training tokens, by which channels are brought to one scale.
