@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from MedAnomalyCLIPLib.training.batches import Batches, with_views
 from MedAnomalyCLIPLib.training.images import choose_images
 from MedAnomalyCLIPLib.training.learner import Learner
 from MedAnomalyCLIPLib.training.prepared import prepare_images
-from MedAnomalyCLIPLib.training.recipe import bundle_named, read_recipe, shipped_recipes, with_object
+from MedAnomalyCLIPLib.training.recipe import RECIPES, bundle_named, read_recipe, shipped_recipes, with_object
 from MedAnomalyCLIPLib.training.tower_cache import TowerCache
 from MedAnomalyCLIPLib.training.trainer import BUNDLE, batch_of, train
 
@@ -511,3 +512,17 @@ def test_a_detector_that_fuses_other_maps_works_with_what_gives_them(clip_folder
         plane
     )
     assert not np.allclose(result.map, blind.map)
+
+
+def test_shipped_recipes_are_listed_with_what_they_make(capsys):
+    assert main(["train", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(path.stem for path in RECIPES.glob("*.toml"))
+    assert all(line[24:].strip() for line in lines)
+
+
+def test_the_recipe_shown_to_contributors_is_the_one_that_ships():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (shown,) = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    assert tomllib.loads(shown) == tomllib.loads((RECIPES / "memory.toml").read_text())

@@ -91,8 +91,8 @@ def run(arguments: argparse.Namespace, _load: DetectorLoader) -> int:
     from ..training.recipe import read_recipe, shipped_recipes
 
     if arguments.list:
-        for name in shipped_recipes():
-            print(f"{name:24}{_description(name)}")
+        for name, description in shipped_recipes().items():
+            print(f"{name:24}{description}")
         return EXIT_DONE
     if arguments.output is None or not (arguments.data or arguments.support):
         raise InvalidRequest("train needs images, with --data or --support, and a folder, with --output")
@@ -156,10 +156,3 @@ def _records(arguments: argparse.Namespace) -> list[ImageRecord]:
         words = {"modality": arguments.modality, "body_part": arguments.object}
         return read_support(arguments.support, **words)
     return read_dataset(arguments.data, modality=arguments.modality)
-
-
-def _description(name: str) -> str:
-    """Of a shipped recipe, from its comment's first line."""
-    from ..training.recipe import RECIPES
-
-    return (RECIPES / f"{name}.toml").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")

@@ -237,9 +237,9 @@ class Recipe:
             raise InvalidRequest("objective.image 'class' needs a detector that scores its class token")
 
 
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+def shipped_recipes() -> dict[str, str]:
+    """Names of the recipes that come with the package, and what each of them makes."""
+    return {path.stem: str(_read(path)["description"]) for path in sorted(RECIPES.glob("*.toml"))}
 
 
 def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -309,7 +309,7 @@ def _read(config: str | Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(
-            f"{config} is neither a file that can be read nor one of {', '.join(shipped_recipes())}"
+            f"{config} is neither a file that can be read nor one of {', '.join(_shipped_names())}"
         ) from error
     try:
         data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -319,6 +319,10 @@ def _read(config: str | Path) -> dict[str, Any]:
         raise InvalidRequest(f"{path.name} holds no table of settings")
     base = data.pop("base", None)
     return data if base is None else _merged(_read(str(base)), data)
+
+
+def _shipped_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def _change(data: dict[str, Any], change: str) -> None:
