@@ -6,7 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydicom.data import get_testdata_file
 
 from MedAnomalyCLIPLib.cli import main
@@ -28,12 +30,47 @@ def test_python_example_runs(in_a_folder_with_an_image, capsys):
     assert Path("results/mr/segmentation.seg.nrrd").is_file()
 
 
-@pytest.mark.parametrize("line", re.findall(r"^medanomalyclip (.*?)(?:\s+#.*)?$", README, re.MULTILINE))
+COMMAND = re.compile(r"^medanomalyclip (.*?)(?:\s+#.*)?$", re.MULTILINE)
+(TRAINING,) = re.findall(r"^## Train a detector\n(.*?)^## ", README, re.DOTALL | re.MULTILINE)
+# Seconds instead of the hours that the recipes' own numbers take.
+SHORT = {
+    "mediclip": ["--set", "optimisation.epochs=1", "--set", "data.normal=2"],
+    "mvfa_few_shot": ["--set", "optimisation.epochs=1", "--set", "data.normal=2", "--set", "data.abnormal=1"],
+}
+
+
+@pytest.mark.parametrize("line", COMMAND.findall(README.replace(TRAINING, "")))
 def test_command_runs(in_a_folder_with_an_image, line):
     words = line.replace("INPUT...", "INPUT").replace("INPUT", "MR_small.dcm").replace("DIR", "out").split()
     if "--slice" in words:
         words[words.index("--slice") + 1] = "0"  # the image has one slice
     assert main(words) == 0
+
+
+def test_commands_that_train_run_one_after_the_other(in_a_folder_with_an_image):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        write_picture(Path("NORMAL") / f"{number}.png", rng)
+        for split in ("train", "valid", "test"):
+            folder = Path("DATASET/heads_AD") / split
+            write_picture(folder / "good" / "img" / f"{number}.png", rng)
+            write_picture(folder / "Ungood" / "img" / f"{number}.png", rng)
+            write_picture(folder / "Ungood" / "anomaly_mask" / f"{number}.png", rng, mask=True)
+    for line in COMMAND.findall(TRAINING):
+        words = line.replace("INPUT", "MR_small.dcm").replace("DIR", "out").split()
+        assert main([*words, *SHORT.get(words[1], [])]) == 0, line
+    assert Path("report/report.html").is_file()
+    assert Path("results/MR_small/result.json").is_file()
+
+
+def write_picture(path, rng, *, mask=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((64, 64), np.uint8)
+    if mask:
+        pixels[20:40, 20:40] = 255
+    else:
+        pixels[8:56, 8:56] = rng.integers(60, 120, (48, 48))
+    Image.fromarray(pixels).save(path)
 
 
 def test_linked_files_are_there():
