@@ -67,7 +67,7 @@ def test_the_tower_stays_as_it_was(clip_folder, dataset, tmp_path):
 
 @pytest.mark.parametrize("name", ["mvfa_normal_only", "diffusionclip"])
 def test_an_interrupted_run_ends_like_one_that_was_not(name, clip_folder, dataset, tmp_path):
-    recipe = small(clip_folder, name, "selection.every=1")
+    recipe = small(clip_folder, name, "selection.every=1", "optimisation.batch_size=5")  # and a rest
     whole = run(recipe, dataset, tmp_path / "whole")
     steps = iter(range(1000))
     for stop in (2, 3):
@@ -398,16 +398,17 @@ def test_keeping_what_the_tower_gave_changes_no_loss(name, clip_folder, dataset,
         float(learner.losses(batch, torch.Generator().manual_seed(0), torch.float32, kept)["loss"].detach())
         for kept in (None, cache, cache)
     ]
-    assert losses[0] == losses[1] == losses[2]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[1] == losses[2]
 
 
 def test_a_cache_runs_the_tower_once_for_each_image_and_no_further_than_its_room():
     calls = []
 
     def rows(indices):
-        def compute():
-            calls.append(indices.tolist())
-            return (indices[:, None].float() * torch.ones(1, 4),)
+        def compute(part):
+            calls.extend(indices[part].tolist())
+            return (indices[part, None].float() * torch.ones(1, 4),)
 
         return compute
 
@@ -415,7 +416,7 @@ def test_a_cache_runs_the_tower_once_for_each_image_and_no_further_than_its_room
     for wanted in ([0, 1], [1, 0], [2, 3], [2, 3], [0, 2]):
         indices = torch.tensor(wanted)
         assert torch.equal(cache.through("x", indices, rows(indices))[0][:, 0], indices.float())
-    assert calls == [[0, 1], [2, 3], [2, 3]]
+    assert calls == [0, 1, 2, 3, 3]
 
 
 def test_a_detector_that_fuses_other_maps_works_with_what_gives_them(clip_folder, dataset, tmp_path):

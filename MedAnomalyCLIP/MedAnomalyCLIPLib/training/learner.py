@@ -183,12 +183,12 @@ class Learner(nn.Module):
         if spec.text.prompts != "hybrid" and spec.visual_prompts is None:
             return None
 
-        def compute() -> tuple[Tensor, ...]:
+        def compute(part: slice) -> tuple[Tensor, ...]:
             with autocast(images.device, precision):
-                plain = self.detector.plain_features(images)
+                plain = self.detector.plain_features(images[part])
             return () if plain is None else (plain.float(),)
 
-        return (compute() if cache is None else cache.through("plain", indices, compute))[0]
+        return (compute(slice(None)) if cache is None else cache.through("plain", indices, compute))[0]
 
     def _tokens(
         self,
@@ -205,12 +205,12 @@ class Learner(nn.Module):
             with autocast(images.device, precision):
                 return self.detector.tap(images, maps, plain)
 
-        def compute() -> tuple[Tensor, ...]:
+        def compute(part: slice) -> tuple[Tensor, ...]:
             with torch.no_grad(), autocast(images.device, precision):
-                tokens = self.detector.tap(images)
+                tokens = self.detector.tap(images[part])
             return (*tokens.patches, *tokens.classes, tokens.pooled)
 
-        found = compute() if cache is None else cache.through("tokens", indices, compute)
+        found = compute(slice(None)) if cache is None else cache.through("tokens", indices, compute)
         taps = len(self.recipe.detector.tower.taps)
         return TappedTokens(found[:taps], found[taps:-1], found[-1], self.detector.tower.grid)
 
