@@ -284,3 +284,12 @@ def test_a_normal_patient_beside_an_abnormal_one_is_divided_for_a_memory(dataset
     groups = held_out_groups(records)
     assert len({g for g, r in zip(groups, records, strict=True) if not r.abnormal}) >= 2
     assert len({g for g, r in zip(groups, records, strict=True) if r.abnormal}) == 1
+
+
+def test_a_damaged_picture_among_support_images_is_named_and_other_files_are_left_alone(dataset):
+    folder = dataset / "heads_AD/train/good/img"
+    (folder / "notes.txt").write_text("six normal heads")
+    assert len(read_support(folder)) == 6
+    (folder / "7.png").write_bytes(b"")
+    with pytest.raises(UnreadableImage, match=r"7\.png"):
+        read_support(folder)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DatasetInvalid
+from ..errors import DatasetInvalid, UnreadableImage
 from ..geometry import acquisition_axis
 from ..volume import Volume, read_volume, recognise
 from .records import ImageRecord
 
 SUPPORT = "support images"
+# Other files may lie among images; files of these names are meant to be some.
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_VOLUMES = (".dcm", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 _BLOCKS = 5  # of slices of a single volume, each held out whole: neighbours are too alike to test each other
 
 
@@ -33,6 +36,10 @@ def read_support(path: Path | str, *, modality: str = "", body_part: str = "") -
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
         kinds = {file: recognise(file) for file in files}
+        meant = _PICTURES + _VOLUMES
+        broken = [f.name for f, kind in kinds.items() if not kind and f.name.lower().endswith(meant)]
+        if broken:
+            raise UnreadableImage(f"{broken[0]} is no image that can be read; replace it, or move it away")
         images = [file for file, kind in kinds.items() if kind and kind != "DICOM"]
         if any(kind == "DICOM" for kind in kinds.values()):
             images.append(path)
