@@ -26,6 +26,7 @@ from .errors import BundleInvalid, OutputFailed
 from .output_folder import take_place, writing
 from .preprocess import PreprocessSpec
 from .resources import resource_path
+from .tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -341,16 +342,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> tuple[int, str]:
     """Write a state in half precision; returns size and hash of the file."""
     import torch
-    from safetensors.torch import save_file
 
-    save_file(
-        {
-            key: (value.to(torch.float16) if value.is_floating_point() else value).contiguous()
-            for key, value in state.items()
-        },
-        path,
-    )
-    path.chmod(0o644)  # safetensors writes for the owner alone
+    write_tensors(path, {k: v.to(torch.float16) if v.is_floating_point() else v for k, v in state.items()})
     return path.stat().st_size, file_sha256(path)
 
 

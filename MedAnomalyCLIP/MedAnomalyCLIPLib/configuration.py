@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from .errors import InvalidRequest, MedAnomalyCLIPError
 
 Configuration = TypeVar("Configuration")
+_LARGEST = 2**63  # what other libraries count with ends here
 
 
 def from_mapping(
@@ -79,6 +80,8 @@ def _value(hint: Any, value: Any, where: str, error: type[MedAnomalyCLIPError]) 
     if hint is Any:
         return value
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and not abs(value) < _LARGEST:  # NaN is not less either
+        raise error(f"{where} is {_shown(value)}; a number of ordinary size belongs there")
     if hint is float and is_number:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:

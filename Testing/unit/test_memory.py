@@ -45,6 +45,17 @@ def test_coreset_takes_one_of_each_cluster():
     assert set((coreset(features, 5) % 5).tolist()) == set(range(5))
 
 
+@pytest.mark.parametrize("candidates", [1, 7, 1000])
+def test_coreset_is_the_greedy_one_however_many_candidates_it_looks_at(candidates, monkeypatch):
+    torch.manual_seed(0)
+    features = F.normalize(torch.randn(300, 5, dtype=torch.float64), dim=-1)
+    chosen = [(1 - features @ F.normalize(features.mean(0), dim=0)).argmax()]
+    while len(chosen) < 200:
+        chosen.append((1 - features @ features[torch.stack(chosen)].T).amin(1).argmax())
+    monkeypatch.setattr("MedAnomalyCLIPLib.detectors.memory._CANDIDATES", candidates)
+    assert coreset(features, 200).tolist() == torch.stack(chosen).tolist()
+
+
 def test_a_memory_larger_than_what_there_is_is_refused():
     with pytest.raises(InvalidRequest, match="10 rows, but the normal images give 4"):
         MemoryBank(1, 10, 6).fill([unit(4, 6)])

@@ -99,6 +99,9 @@ def run(arguments: argparse.Namespace, _load: DetectorLoader) -> int:
     if arguments.recipe is None and arguments.support is None:
         raise InvalidRequest(f"Name a recipe: {', '.join(shipped_recipes())}, or a file")
     recipe = read_recipe(arguments.recipe or SUPPORT_RECIPE, _changes(arguments))
+    text = recipe.detector.text
+    if arguments.support and not recipe.start and text.prompts != "coop" and not text.name:
+        raise InvalidRequest("Say with --object what the images show: this recipe's sentences name it")
 
     from ..runtime import select_device
     from ..training.trainer import train

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DatasetInvalid
+from ..errors import DatasetInvalid, UnreadableImage
 from ..geometry import acquisition_axis
 from ..volume import Volume, read_volume, recognise
 from .records import ImageRecord
 
+SUPPORT = "support images"
+# Other files may lie among images; files of these names are meant to be some.
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_VOLUMES = (".dcm", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 _BLOCKS = 5  # of slices of a single volume, each held out whole: neighbours are too alike to test each other
 
 
@@ -32,13 +36,17 @@ def read_support(path: Path | str, *, modality: str = "", body_part: str = "") -
     if path.is_dir():
         files = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
         kinds = {file: recognise(file) for file in files}
+        meant = _PICTURES + _VOLUMES
+        broken = [f.name for f, kind in kinds.items() if not kind and f.name.lower().endswith(meant)]
+        if broken:
+            raise UnreadableImage(f"{broken[0]} is no image that can be read; replace it, or move it away")
         images = [file for file, kind in kinds.items() if kind and kind != "DICOM"]
         if any(kind == "DICOM" for kind in kinds.values()):
             images.append(path)
     else:
         images = [path]
     words = {"modality": modality, "body_part": body_part}
-    records = [record for image in images for record in _slices(image, path, words)]
+    records = [record for image in images for record in _slices(image, words)]
     if not records:
         raise DatasetInvalid(f"{path.name} holds no image to learn from")
     return records
@@ -47,25 +55,27 @@ def read_support(path: Path | str, *, modality: str = "", body_part: str = "") -
 def held_out_groups(records: Sequence[ImageRecord]) -> list[int]:
     """For each record the number of the group that is held out with it: its patient, volume, or neighbours.
 
-    Slices of a single volume are grouped with their neighbours.
+    Normal slices of a single volume are grouped with their neighbours.
     """
     keys: list[object] = [
         (record.set, record.cluster) if record.cluster else record.path for record in records
     ]
-    if len(set(keys)) == 1:
-        keys = [index * _BLOCKS // len(records) for index in range(len(records))]
+    normal = [index for index, record in enumerate(records) if not record.abnormal]
+    if len({keys[index] for index in normal}) == 1:
+        for place, index in enumerate(normal):
+            keys[index] = place * _BLOCKS // len(normal)
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return [numbers[key] for key in keys]
 
 
-def _slices(image: Path, root: Path, words: dict[str, str]) -> list[ImageRecord]:
+def _slices(image: Path, words: dict[str, str]) -> list[ImageRecord]:
     volume = read_volume(image, modality=words["modality"] or None)
     axis = acquisition_axis(volume)
     return [
         ImageRecord(
             path=image,
             mask=None,
-            set=root.name,
+            set=SUPPORT,  # not the name of a folder or file, which may be a patient's
             split="train",
             abnormal=False,
             modality=words["modality"] or volume.modality,

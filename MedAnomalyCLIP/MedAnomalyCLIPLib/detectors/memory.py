@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from ..errors import InvalidRequest
 
 ROWS_AT_ONCE = 8192
+_CANDIDATES = 1024
 
 
 class MemoryBank(nn.Module):
@@ -71,15 +72,27 @@ def coreset(features: Tensor, count: int) -> Tensor:
     """Indices of features that leave no other far away: each one is the farthest from those before it.
 
     The greedy k-centre choice of PatchCore (Roth et al., CVPR 2022); the first is the farthest from the mean.
+    Distances only shrink, so the farthest of a few candidates is the farthest of all for as long as it is
+    farther than the others were when they were last measured; so many choices cost one matrix product.
 
     Shapes:
         features: (K, E), unit length.
         returns: (count,).
     """
     distance = 1 - features @ F.normalize(features.mean(0), dim=0)
-    chosen = [distance.argmax()]
+    chosen = new = [distance.argmax()]
     distance = torch.full_like(distance, float("inf"))
     while len(chosen) < count:
-        distance = torch.minimum(distance, 1 - features @ features[chosen[-1]])
-        chosen.append(distance.argmax())
+        distance = torch.minimum(distance, nearest_distance(features, features[torch.stack(new)]))
+        candidates = distance.topk(min(_CANDIDATES, len(features))).indices
+        near, own = distance[candidates], features[candidates]
+        others = distance.scatter(0, candidates, -1.0).amax()
+        new = []
+        while len(chosen) + len(new) < count:
+            farthest = near.argmax()
+            if new and near[farthest] < others:
+                break
+            new.append(candidates[farthest])
+            near = torch.minimum(near, 1 - own @ own[farthest])
+        chosen = chosen + new
     return torch.stack(chosen)

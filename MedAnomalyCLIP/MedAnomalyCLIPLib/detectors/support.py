@@ -58,14 +58,10 @@ def remember(
     if len(set(originals)) < 2:
         raise InvalidRequest("A memory needs two different normal images, to learn how much they differ")
     seen = [detector.align(image[None]) for image in normal.images]
-    rows = [memory_rows(detector, aligned) for aligned in seen]
-    everything = _joined(rows)
+    everything = _joined([memory_rows(detector, aligned) for aligned in seen])
     detector.memory.fill(everything)
 
-    held_out = []
-    for aligned, original in zip(seen, originals, strict=True):
-        others = _joined([r for r, o in zip(rows, originals, strict=True) if o != original])
-        held_out.append(_distances(detector, aligned, others))
+    held_out = _held_out(detector, seen, originals, everything)
     evidence = [
         _evidence(detector, *found) for found in zip(seen, normal.valid[:, None], held_out, strict=True)
     ]
@@ -91,6 +87,20 @@ def memory_rows(detector: AnomalyDetector, aligned: Aligned) -> list[Tensor]:
     if detector.spec.memory is not None and detector.spec.memory.class_token:
         rows = [torch.cat([c, p]) for c, p in zip(head.classes, rows, strict=True)]
     return rows
+
+
+def _held_out(
+    detector: AnomalyDetector, seen: Sequence[Aligned], originals: Sequence[int], rows: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """For each image the distances of its patches to the rows of other originals, for each tap."""
+    whose = torch.tensor(originals, device=rows[0].device).repeat_interleave(len(rows[0]) // len(seen))
+    distances: dict[int, list[Tensor]] = {}
+    for original in dict.fromkeys(originals):
+        others = [tap[whose != original] for tap in rows]
+        for place, aligned in enumerate(seen):
+            if originals[place] == original:
+                distances[place] = _distances(detector, aligned, others)
+    return [distances[place] for place in range(len(seen))]
 
 
 def _joined(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import UnreadableImage
+from ..tensor_file import write_tensors
 
 
 def save_checkpoint(
@@ -21,18 +21,15 @@ def save_checkpoint(
 ) -> None:
     """Write modules, optimizer state if there is one, and a few JSON notes into one file."""
     tensors = {
-        f"module/{name}/{key}": value.detach().contiguous().clone()
+        f"module/{name}/{key}": value.detach().clone()
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
     state = {} if optimizer is None else optimizer.state_dict()["state"]
     for index, moments in state.items():
         for key, value in moments.items():
-            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).detach().contiguous().clone()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"notes": json.dumps(dict(notes))})
-    partial.replace(path)
+            tensors[f"optimizer/{index}/{key}"] = torch.as_tensor(value).detach().clone()
+    write_tensors(path, tensors, {"notes": json.dumps(dict(notes))})
 
 
 def load_checkpoint(
@@ -58,8 +55,8 @@ def load_checkpoint(
         if optimizer is not None:
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise UnreadableImage(
-            f"{path.name} is not a checkpoint of this training; delete it to start anew ({error})"
+            f"{path.name} is damaged, or no checkpoint of this training ({error})"
         ) from error
     return notes

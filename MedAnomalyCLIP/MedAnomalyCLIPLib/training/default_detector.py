@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from tqdm import tqdm
 
@@ -38,6 +38,7 @@ from ..errors import BundleInvalid, MedAnomalyCLIPError
 from ..evaluation.image_sets import detect_records, set_figures
 from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
 from ..runtime import select_device
+from ..tensor_file import write_tensors
 from .finishing import calibrate, training_sources
 from .image_set import pack, read_square_mask
 from .log import TrainingLog
@@ -193,9 +194,7 @@ def _tune(
         detector = tune_prompts(
             DETECTOR, clip, learned_from, tuning, lambda x: (x - mean) / std, device=device, on_step=log.step
         )
-    partial = finished.with_suffix(".partial")
-    save_file(detector.state_dict(), partial, metadata={"settings": _settings(tuning)})
-    partial.replace(finished)
+    write_tensors(finished, detector.state_dict(), {"settings": _settings(tuning)})
     return detector
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..configuration import to_mapping
 from ..datasets.planes import lesion_mask
 from ..datasets.records import ImageRecord, modality_family
 from ..detection import FeatureMaps, SliceDetector
-from ..detectors.detector import AnomalyDetector, Detection
+from ..detectors.detector import AnomalyDetector
 from ..detectors.support import SupportSet, remember
 from ..evaluation.image_sets import detect_records
 from ..evaluation.metrics import best_f1_threshold
@@ -32,9 +32,22 @@ from .images import ChosenImages
 from .model_card import model_card
 from .prepared import PreparedImages, Progress, network_input
 from .recipe import Recipe
+from .run_folder import UNCALIBRATED
 
 NORMAL_PIXELS_BELOW = 0.995  # share of normal pixels below the threshold where no lesion is outlined
 NORMAL_IMAGES_BELOW = 0.95
+
+
+class HeldOut(NamedTuple):
+    """What a detector says of normal images that its memory was without.
+
+    Attributes:
+        scores: of each view.
+        pixels: map values where images are, of all views.
+    """
+
+    scores: list[float]
+    pixels: np.ndarray
 
 
 def finish(
@@ -48,6 +61,7 @@ def finish(
     device: torch.device,
     features: FeatureMaps | None = None,
     on_progress: Progress | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
 ) -> Bundle:
     """Fill the memory, find the thresholds, and write the bundle.
 
@@ -63,10 +77,11 @@ def finish(
         device: where to measure.
         features: gives the maps of another network, for detectors that fuse them.
         on_progress: on_progress(stage, done, all).
+        is_cancelled: asked after each image that thresholds are measured on.
     """
-    held_out: list[Detection] = []
+    held_out: HeldOut | None = None
     if recipe.detector.memory is not None:
-        held_out = _remember(recipe, detector.to(device), learned_from)
+        held_out = fill_memory(recipe, detector.to(device), learned_from)
         detector = detector.cpu()
     manifest = BundleManifest(
         format=FORMAT,
@@ -79,10 +94,8 @@ def finish(
         threshold=0.5,
         training_data=training_sources(chosen.training),
     )
-    with TemporaryDirectory(dir=folder.parent) as place:
-        uncalibrated = save_bundle(Path(place) / "uncalibrated", manifest, detector, "")
-        ready = SliceDetector.load(uncalibrated.folder, device=str(device), features=features)
-    manifest = _calibrated(manifest, ready, chosen, held_out, on_progress)
+    ready = _as_it_will_be(manifest, detector, folder.with_name(UNCALIBRATED), device, features)
+    manifest = _calibrated(manifest, ready, chosen, held_out, on_progress, is_cancelled)
     settings = {"recipe": _told(recipe), "images": chosen.origin, "kept": kept}
     card = model_card(manifest, _how_made(recipe, chosen, kept), settings)
     return save_bundle(folder, manifest, detector, card)
@@ -93,9 +106,10 @@ def calibrate(
     detector: SliceDetector,
     records: Sequence[ImageRecord],
     on_progress: Callable[[int, int], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
 ) -> BundleManifest:
     """Thresholds and the normal reference from labelled images, through the door that every face takes."""
-    results = detect_records(detector, records, on_progress)
+    results = detect_records(detector, records, on_progress, is_cancelled)
     normal = [r.score for r, record in zip(results, records, strict=True) if record.abnormal is False]
     sets = ", ".join(dict.fromkeys(record.set for record in records))
     return replace(
@@ -120,50 +134,63 @@ def training_sources(records: Sequence[ImageRecord]) -> tuple[TrainingSource, ..
     sources = []
     for name in dict.fromkeys(record.set for record in records):
         chosen = [record for record in records if record.set == name]
-        content = sorted({f"{modality_family(r.modality)}, {r.body_part}" for r in chosen})
+        shown = {(modality_family(r.modality), r.body_part) for r in chosen}
+        content = sorted(", ".join(filter(None, words)) for words in shown)
         licences = sorted({r.licence or "not stated" for r in chosen})
         sources.append(TrainingSource(name, "; ".join(content), len(chosen), "; ".join(licences)))
     return tuple(sources)
 
 
-def _remember(recipe: Recipe, detector: AnomalyDetector, prepared: PreparedImages) -> list[Detection]:
-    """Fill the memory from normal images; returns what it says of each original without itself."""
+def _as_it_will_be(
+    manifest: BundleManifest,
+    detector: AnomalyDetector,
+    place: Path,
+    device: torch.device,
+    features: FeatureMaps | None,
+) -> SliceDetector:
+    """The detector read back from disk, so that thresholds belong to weights as they are stored."""
+    try:
+        save_bundle(place, manifest, detector, "")
+        return SliceDetector.load(place, device=str(device), features=features)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def fill_memory(recipe: Recipe, detector: AnomalyDetector, prepared: PreparedImages) -> HeldOut:
+    """Fill the memory from normal images; returns what it says of each view without its original."""
     sets = []
     device = detector.text_bank.device
     for abnormal in (False, True):
         chosen = prepared[prepared.abnormal == abnormal]
         images = network_input(chosen.images.float() / 255, recipe.preprocess)
         sets.append(SupportSet(images.to(device), chosen.valid.to(device), tuple(chosen.origins.tolist())))
-    return remember(detector, sets[0], sets[1] if len(sets[1].images) else None)
+    found = remember(detector, sets[0], sets[1] if len(sets[1].images) else None)
+    pixels = [f.map[valid[None]].cpu().numpy() for f, valid in zip(found, sets[0].valid, strict=True)]
+    return HeldOut([float(f.score) for f in found], np.concatenate(pixels))
 
 
 def _calibrated(
     manifest: BundleManifest,
     detector: SliceDetector,
     chosen: ChosenImages,
-    held_out: Sequence[Detection],
+    held_out: HeldOut | None,
     on_progress: Progress | None,
+    is_cancelled: Callable[[], bool] | None,
 ) -> BundleManifest:
     def progress(done: int, total: int) -> None:
         if on_progress is not None:
             on_progress("thresholds", done, total)
 
     if any(record.abnormal is False for record in chosen.validation):
-        return calibrate(manifest, detector, chosen.validation, progress)
-    if held_out:
-        scores = [float(found.score) for found in held_out]
-        words = f"{len(scores)} views of the normal images that it remembers, each measured without itself"
-        pixels = np.concatenate([found.map.cpu().numpy().ravel() for found in held_out])
+        return calibrate(manifest, detector, chosen.validation, progress, is_cancelled)
+    if held_out is not None:
+        words = f"{len(held_out.scores)} views of the normal images it remembers, each without itself"
         return replace(
-            with_reference(
-                manifest,
-                scores,
-                f"{len(scores)} views of the normal images it remembers, each without itself",
-            ),
-            threshold=float(np.quantile(pixels, NORMAL_PIXELS_BELOW)),
+            with_reference(manifest, held_out.scores, words),
+            threshold=float(np.quantile(held_out.pixels, NORMAL_PIXELS_BELOW)),
         )
     normal = [record for record in chosen.training if record.abnormal is False]
-    found = calibrate(manifest, detector, normal, progress)
+    found = calibrate(manifest, detector, normal, progress, is_cancelled)
     words = f"{len(normal)} normal images that it was trained on, so scores of others tend to be higher"
     return with_reference(found, found.reference.scores if found.reference else (), words)
 
@@ -202,5 +229,7 @@ def _how_made(recipe: Recipe, chosen: ChosenImages, kept: dict[str, Any]) -> str
         lines.append(
             "It started from the weights of another detector; its card says what those learned from."
         )
-    lines.append("Test images took no part in fitting, in the choice of the epoch or in thresholds.")
+    of_others = any(record.split == "test" for record in chosen.training)
+    whose = f"Test images of {recipe.data.target}" if of_others else "Test images"
+    lines.append(f"{whose} took no part in fitting, in the choice of the epoch or in thresholds.")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..datasets.protocols import Fold, draw_shots, read_shot_list
 from ..datasets.records import ImageRecord
+from ..datasets.support import held_out_groups
 from ..errors import DatasetInvalid, InvalidRequest
 from .recipe import DataPlan, Recipe
 
@@ -51,13 +52,44 @@ def choose_images(records: Sequence[ImageRecord], recipe: Recipe) -> ChosenImage
     wanted = set(plan.sets or known) | ({plan.target} if plan.target else set())
     labelled = [r for r in records if r.set in wanted and r.abnormal is not None]
     training, validation, origin = _divided(labelled, plan)
-    if not any(record.abnormal is False for record in training):
-        raise DatasetInvalid("There is no normal image to learn from; a detector needs some")
-    test = tuple(r for r in labelled if r.split == "test" and r not in set(training))
+    _check_training(training, recipe, labelled)
+    used = set(training)
+    test = tuple(r for r in labelled if r.split == "test" and r not in used)
     if test:
         Fold(recipe.name, training, validation, test)  # refuses patients on both sides
     names, target = _names(recipe, training, validation, labelled)
     return ChosenImages(training, validation, names, target, origin, plan)
+
+
+def _check_training(training: Sequence[ImageRecord], recipe: Recipe, labelled: Sequence[ImageRecord]) -> None:
+    """Refuse images that the recipe cannot learn from, before they are prepared for hours."""
+    if not training:
+        splits = ", ".join(dict.fromkeys(record.split for record in labelled)) or "none that are labelled"
+        raise DatasetInvalid(
+            f"No image is in the splits that the recipe learns from; there are: {splits}. "
+            "Change data.learn_from, or data.pool where a few are drawn"
+        )
+    if not any(record.abnormal is False for record in training):
+        raise DatasetInvalid("There is no normal image to learn from; a detector needs some")
+    if recipe.detector.memory is not None:
+        normal = [record for record in training if record.abnormal is False]
+        if len(set(held_out_groups(normal))) < 2:
+            raise DatasetInvalid(
+                "A memory needs two different normal images, to learn how much they differ; there is one"
+            )
+    if recipe.optimisation.epochs == 0 or recipe.painting.share > 0:
+        return
+    abnormal = [record for record in training if record.abnormal]
+    if not abnormal:
+        raise DatasetInvalid(
+            "There is no abnormal image to learn from, and painting.share is 0, so none is painted either; "
+            "take a recipe for normal images, as mediclip, mvfa_normal_only or memory"
+        )
+    if recipe.objective.maps != "none" and all(record.mask is None for record in abnormal):
+        raise DatasetInvalid(
+            "No abnormal image has a mask to learn maps from; learn from labels alone, with "
+            "objective.maps=none, or paint anomalies, with painting.share"
+        )
 
 
 def object_name(record: ImageRecord, plan: DataPlan) -> str:
@@ -70,6 +102,8 @@ def _divided(
 ) -> tuple[tuple[ImageRecord, ...], tuple[ImageRecord, ...], str]:
     if plan.protocol == "few_shot":
         pool = [record for record in records if record.split == plan.pool]
+        if not pool:
+            return (), (), ""
         if plan.shot_list:
             shots = read_shot_list(Path(plan.shot_list), pool)
         else:

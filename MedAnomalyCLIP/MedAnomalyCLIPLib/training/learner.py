@@ -70,7 +70,10 @@ class Learner(nn.Module):
         Raises:
             InvalidRequest: the recipe gives the detector other parts than that one has.
         """
-        odd = self.detector.load_state_dict(start.state_dict(), strict=False)
+        try:
+            odd = self.detector.load_state_dict(start.state_dict(), strict=False)
+        except RuntimeError as error:
+            raise InvalidRequest(f"The detector to start from is of another size: {error}") from error
         faults = [key for key in odd.missing_keys if not key.startswith(FROZEN[1:])] + odd.unexpected_keys
         if faults:
             raise InvalidRequest(
@@ -138,7 +141,7 @@ class Learner(nn.Module):
         aligned, text = self.align(batch, precision, cache)
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=batch.images.device)
-        if objective.maps != "none" and batch.has_mask.any():
+        if objective.maps != "none":
             for name, value in self._map_terms(aligned, text, batch).items():
                 terms[name] = value
                 total = total + objective.map_weight * value
@@ -180,12 +183,12 @@ class Learner(nn.Module):
         if spec.text.prompts != "hybrid" and spec.visual_prompts is None:
             return None
 
-        def compute() -> tuple[Tensor, ...]:
+        def compute(part: slice) -> tuple[Tensor, ...]:
             with autocast(images.device, precision):
-                plain = self.detector.plain_features(images)
+                plain = self.detector.plain_features(images[part])
             return () if plain is None else (plain.float(),)
 
-        return (compute() if cache is None else cache.through("plain", indices, compute))[0]
+        return (compute(slice(None)) if cache is None else cache.through("plain", indices, compute))[0]
 
     def _tokens(
         self,
@@ -202,12 +205,12 @@ class Learner(nn.Module):
             with autocast(images.device, precision):
                 return self.detector.tap(images, maps, plain)
 
-        def compute() -> tuple[Tensor, ...]:
+        def compute(part: slice) -> tuple[Tensor, ...]:
             with torch.no_grad(), autocast(images.device, precision):
-                tokens = self.detector.tap(images)
+                tokens = self.detector.tap(images[part])
             return (*tokens.patches, *tokens.classes, tokens.pooled)
 
-        found = compute() if cache is None else cache.through("tokens", indices, compute)
+        found = compute(slice(None)) if cache is None else cache.through("tokens", indices, compute)
         taps = len(self.recipe.detector.tower.taps)
         return TappedTokens(found[:taps], found[taps:-1], found[-1], self.detector.tower.grid)
 
@@ -226,17 +229,20 @@ class Learner(nn.Module):
 
     def _map_terms(self, aligned: Aligned, text: Tensor, batch: Batch) -> dict[str, Tensor]:
         outlined = batch.has_mask
+        if not outlined.any():
+            terms = ("focal", "dice", *(["dice_normal"] if self.recipe.objective.dice_of_normal else []))
+            return dict.fromkeys(terms, torch.zeros((), device=batch.images.device))
         masks, valid = batch.masks[outlined].float(), batch.valid[outlined]
         maps = [m[outlined] for m in self._maps(aligned, text)]
         if self.overlap_weight is not None:
             self.overlap_weight.observe(torch.stack(maps).mean(0), masks, valid)
-        terms = {
+        found = {
             "focal": _sum(focal_loss(m, masks, valid=valid, weight=self.overlap_weight) for m in maps),
             "dice": _sum(dice_loss(m, masks, valid=valid) for m in maps),
         }
         if self.recipe.objective.dice_of_normal:
-            terms["dice_normal"] = _sum(dice_loss(1 - m, 1 - masks, valid=valid) for m in maps)
-        return terms
+            found["dice_normal"] = _sum(dice_loss(1 - m, 1 - masks, valid=valid) for m in maps)
+        return found
 
     def _maps(self, aligned: Aligned, text: Tensor) -> list[Tensor]:
         """The fused map, or one of each tap; (B, S, S) each."""

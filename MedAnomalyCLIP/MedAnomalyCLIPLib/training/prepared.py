@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..configuration import to_mapping
@@ -21,8 +21,8 @@ from ..datasets.planes import lesion_mask, planes_of
 from ..datasets.records import ImageRecord
 from ..datasets.support import held_out_groups
 from ..errors import Cancelled, DatasetInvalid
-from ..output_folder import writing
 from ..preprocess import PreprocessSpec, SlicePreprocessor, mask_in_square
+from ..tensor_file import write_tensors
 
 Progress = Callable[[str, int, int], None]
 
@@ -88,22 +88,24 @@ def prepare_images(
     if not records:
         raise DatasetInvalid("There are no images to prepare")
     file = folder / f"prepared-{_digest(records, spec)}.safetensors"
-    try:
-        stored = load_file(file) if file.is_file() else {}
-    except SafetensorError:
-        stored = {}
-    if not stored:
+    stored = _stored(file)
+    if stored is None:
         stored = _prepare(records, spec, stage, on_progress, is_cancelled)
-        with writing(file):
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            save_file(stored, partial)
-            partial.replace(file)
+        write_tensors(file, stored)
     return PreparedImages(
         **stored,
         origins=torch.tensor(held_out_groups(records)),
         objects=torch.tensor(list(objects)),
     )
+
+
+def _stored(file: Path) -> dict[str, Tensor] | None:
+    """Arrays of an earlier time; None where there are none, or damaged ones."""
+    try:
+        stored = load_file(file) if file.is_file() else {}
+    except (SafetensorError, OSError):
+        return None
+    return stored if stored.keys() == set(_FIELDS[:5]) else None
 
 
 def _prepare(

@@ -76,6 +76,12 @@ class DataPlan:
             raise InvalidRequest("data.target must name the set that leave_one_out leaves out")
         if self.protocol == "few_shot" and not self.shot_list and self.normal < 1:
             raise InvalidRequest("data.normal must be at least 1 for few_shot: it needs normal images")
+        _not_negative("data", self, "normal", "abnormal", "shots_seed")
+        if self.protocol != "leave_one_out" and "test" in (*self.learn_from, self.pool):
+            raise InvalidRequest(
+                "data.learn_from and data.pool cannot be 'test': what is learned from is no test; only "
+                "leave_one_out may learn from the test images of other sets"
+            )
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class Objective:
     def __post_init__(self) -> None:
         _known("objective.maps", self.maps, MAP_TERMS)
         _known("objective.image", self.image, IMAGE_TERMS)
+        _not_negative("objective", self, "map_weight", "image_weight", "denoising_weight")
         if self.maps == "none" and self.image == "none":
             raise InvalidRequest("objective: maps and image are both 'none', so there is nothing to learn")
 
@@ -164,6 +171,9 @@ class Optimisation:
             raise InvalidRequest(
                 "optimisation: batch_size and learning rates must be above 0, epochs and workers not below"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InvalidRequest(f"optimisation.betas are {self.betas}; give numbers from 0 to below 1")
+        _not_negative("optimisation", self, "weight_decay")
         if self.weight_decay and self.optimizer != "adamw":
             raise InvalidRequest("optimisation.weight_decay belongs to the optimizer 'adamw'")
 
@@ -228,6 +238,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _known("augmentation", self.augmentation, AUGMENTATIONS)
+        _not_negative("recipe", self, "seed")
         if self.detector.tower.image_size != self.preprocess.size:
             raise InvalidRequest(
                 f"The detector takes {self.detector.tower.image_size} px, the preprocessing makes "
@@ -247,7 +258,7 @@ def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
 
     The file may name a recipe as its `base`, and a `preset` of `detectors.presets`, whose values stand where
     `[detector]` and `[preprocess]` say nothing. With a CLIP out of a detector's folder, the tower and what it
-    expects of images are those of that detector.
+    expects of images are those of that detector. Changes have the last word.
 
     Args:
         config: name or path.
@@ -256,11 +267,13 @@ def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         InvalidRequest: unknown keys, values of a wrong kind, or a file that cannot be read.
     """
-    data = _read(config)
+    changed: dict[str, Any] = {}
     for change in changes:
-        _change(data, change)
+        _change(changed, change)
+    data = _merged(_read(config), changed)
     preset_name = data.pop("preset", None)
-    if preset_name is not None and preset_name not in PRESETS:
+    changed.pop("preset", None)
+    if preset_name is not None and str(preset_name) not in PRESETS:
         raise InvalidRequest(f"Unknown preset {preset_name!r}; choose one of {', '.join(PRESETS)}")
     clip, where = str(data.get("clip", BUNDLED)), Path(config).name
     base: dict[str, Any] = {}
@@ -279,8 +292,10 @@ def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
     merged = _merged(base, data)
     if is_bundle(clip) and not start:
         donor = bundle_named(clip).manifest
-        merged["detector"] = {**merged.get("detector", {}), "tower": to_mapping(donor.detector.tower)}
-        merged["preprocess"] = to_mapping(donor.preprocess)
+        tower, shown = to_mapping(donor.detector.tower), to_mapping(donor.preprocess)
+        merged = _merged(merged, {"detector": {"tower": tower}, "preprocess": shown})
+        merged["preprocess"]["windows"] = shown["windows"]  # no others beside them
+        merged = _merged(merged, changed)
     return from_mapping(Recipe, merged, where)
 
 
@@ -301,24 +316,28 @@ def with_object(recipe: Recipe, name: str) -> Recipe:
     return replace(recipe, detector=replace(recipe.detector, text=replace(recipe.detector.text, name=name)))
 
 
-def _read(config: str | Path) -> dict[str, Any]:
-    path = Path(config)
-    if not path.suffix and (RECIPES / f"{config}.toml").is_file():
-        path = RECIPES / f"{config}.toml"
+def _read(config: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Settings of a recipe and of those below it; `above` are the files that stand on this one."""
+    path = RECIPES / f"{config}.toml" if str(config) in _shipped_names() else Path(config)
+    if above:
+        path = above[-1].parent / path  # no more than `path` where that is absolute
+    if path.resolve() in above:
+        raise InvalidRequest(f"{path.name} stands on itself; its base must be another recipe")
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except OSError as error:
         raise InvalidRequest(
             f"{config} is neither a file that can be read nor one of {', '.join(_shipped_names())}"
         ) from error
+    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
-        data = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
-        raise InvalidRequest(f"{path.name} is not valid {path.suffix[1:].upper()}: {error}") from error
-    if not isinstance(data, dict):
+        settings = parse(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{path.name} is not valid {kind}: {error}") from error
+    if not isinstance(settings, dict):
         raise InvalidRequest(f"{path.name} holds no table of settings")
-    base = data.pop("base", None)
-    return data if base is None else _merged(_read(str(base)), data)
+    base = settings.pop("base", None)
+    return settings if base is None else _merged(_read(str(base), (*above, path.resolve())), settings)
 
 
 def _shipped_names() -> list[str]:
@@ -354,6 +373,12 @@ def _merged(base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
 def _known(key: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
         raise InvalidRequest(f"{key} is {value!r}; choose one of {', '.join(known)}")
+
+
+def _not_negative(table: str, values: object, *names: str) -> None:
+    for name in names:
+        if getattr(values, name) < 0:
+            raise InvalidRequest(f"{table}.{name} is {getattr(values, name)}; it cannot be below 0")
 
 
 def _share(key: str, value: float) -> None:

@@ -6,8 +6,6 @@ any moment, the weights of the best epoch so far, and at its end the bundle.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,13 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..bundle import Bundle
-from ..clip.towers import create_vision_tower, load_clip
-from ..configuration import to_mapping
+from ..clip.towers import clip_with_state, create_vision_tower, load_clip
 from ..datasets.records import ImageRecord
 from ..detection import FeatureMaps
-from ..errors import Cancelled, InvalidRequest, OutputFailed
+from ..errors import Cancelled, InvalidRequest, UnreadableImage
 from ..evaluation.metrics import ranking_figures
-from ..output_folder import writing
 from .batches import Batch, Batches, seeded_generator, with_views
 from .checkpoint import load_checkpoint, save_checkpoint
 from .images import ChosenImages, choose_images
@@ -35,9 +31,10 @@ from .learner import Learner
 from .log import TrainingLog
 from .prepared import PreparedImages, Progress, prepare_images
 from .recipe import Recipe, bundle_named, is_bundle, with_object
+from .run_folder import BUNDLE, run_folder
 from .tower_cache import TowerCache
 
-SETTINGS, CHECKPOINT, BEST, BUNDLE = "settings.json", "checkpoint.safetensors", "best.safetensors", "bundle"
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 CHECKPOINT_SECONDS = 300.0
 _IMAGES_FOR_STATISTICS = 256
 _PIXELS_APART = 2  # validation looks at every second pixel, along both sides
@@ -86,7 +83,7 @@ def train(
     Raises:
         Cancelled: `is_cancelled` said so; a checkpoint was written, and the same call goes on from there.
         DatasetInvalid, InvalidRequest: images and recipe do not fit; said before anything is trained.
-        OutputFailed: the folder holds another run, or cannot be written.
+        OutputFailed: the folder holds another run, is in use, or cannot be written.
     """
     if recipe.detector.feature_fusion is not None and features is None:
         raise InvalidRequest(
@@ -95,12 +92,12 @@ def train(
         )
     chosen = choose_images(records, recipe)
     recipe = with_object(recipe, chosen.names[chosen.target])
-    _claim(folder, recipe, chosen)
-    run = _Run(recipe, chosen, folder, device, on_progress, is_cancelled)
-    run.prepare()
-    run.build(download, features)
-    run.learn(quiet)
-    return run.finish()
+    with run_folder(folder, recipe, chosen):
+        run = _Run(recipe, chosen, folder, device, on_progress, is_cancelled)
+        run.prepare()
+        run.build(download, features)
+        run.learn(quiet)
+        return run.finish()
 
 
 class _Run:
@@ -232,6 +229,7 @@ class _Run:
         generator = seeded_generator(self.recipe.seed, 2, step)
         self.learner.train_parts(True)
         terms = self.learner.losses(batch, generator, self.precision, self.training_cache)
+        _check_finite(terms["loss"], f"The loss of step {step + 1}")
         self.optimizer.zero_grad(set_to_none=True)
         if terms["loss"].requires_grad:
             self.scaler.scale(terms["loss"]).backward()
@@ -253,8 +251,7 @@ class _Run:
             return  # for comparison only: an untrained detector is not a candidate
         if figure is None or self.best["figure"] is None or figure > self.best["figure"]:
             self.best = {"epoch": epoch, "figure": figure}
-            with writing(self.folder / BEST):
-                save_checkpoint(self.folder / BEST, self.learner.trained, None, self.best)
+            save_checkpoint(self.folder / BEST, self.learner.trained, None, self.best)
 
     def _figures(self) -> dict[str, float]:
         """Image AUROC and pixel AP, each the mean over sets that have it, and the mean of both."""
@@ -282,21 +279,31 @@ class _Run:
         for at in range(0, len(prepared), size):
             batch = batch_of(prepared, range(at, min(at + size, len(prepared)))).to(self.device)
             found.append(self.learner.detect(batch, self.validation_cache))
-        maps, scores = zip(*found, strict=True)
-        return torch.cat(maps).float().cpu(), torch.cat(scores).float().cpu()
+        maps, scores = (torch.cat(part).float().cpu() for part in zip(*found, strict=True))
+        for part in (maps, scores):
+            _check_finite(part, "What the detector says of validation images")
+        return maps, scores
 
     def _resume(self) -> dict[str, Any]:
         file = self.folder / CHECKPOINT
         if not file.is_file():
             return {"step": 0, "best": {"epoch": 0, "figure": None}}
-        notes = load_checkpoint(file, self.learner.trained, self.optimizer)
-        self.scaler.load_state_dict(notes["scaler"])
+        best = self.folder / BEST
+        try:
+            notes = load_checkpoint(file, self.learner.trained, self.optimizer)
+            self.scaler.load_state_dict(notes["scaler"])
+            if notes["best"]["epoch"] > 0:  # it is needed at the end: better to learn now that it is gone
+                load_checkpoint(best, self.learner.trained, None)
+                load_checkpoint(file, self.learner.trained, None)
+        except (UnreadableImage, KeyError) as error:
+            raise UnreadableImage(
+                f"The run in {self.folder.name} cannot go on: {error}; delete {CHECKPOINT} to train anew"
+            ) from error
         return notes
 
     def _save(self, step: int) -> None:
         notes = {"step": step, "best": self.best, "scaler": self.scaler.state_dict()}
-        with writing(self.folder / CHECKPOINT):
-            save_checkpoint(self.folder / CHECKPOINT, self.learner.trained, self.optimizer, notes)
+        save_checkpoint(self.folder / CHECKPOINT, self.learner.trained, self.optimizer, notes)
 
     def finish(self) -> Trained:
         """The best weights, memory, thresholds, bundle."""
@@ -314,6 +321,7 @@ class _Run:
             device=self.device,
             features=self.features,
             on_progress=self.on_progress,
+            is_cancelled=self.is_cancelled,
         )
         return Trained(bundle, self.best["epoch"], self.best["figure"])
 
@@ -325,7 +333,11 @@ def frozen_clip(recipe: Recipe, download: bool) -> Any:
         InvalidRequest, UnreadableImage, BundleInvalid: it is not there, or does not fit.
     """
     if is_bundle(recipe.clip):
-        return bundle_named(recipe.clip).build_clip()
+        donor = bundle_named(recipe.clip)
+        clip = donor.build_clip()
+        if recipe.detector.tower == donor.manifest.detector.tower:
+            return clip
+        return clip_with_state(recipe.detector.tower, clip.state_dict(), donor.folder.name)
     return load_clip(recipe.detector.tower, recipe.clip, download=download)
 
 
@@ -352,6 +364,14 @@ def batch_of(prepared: PreparedImages, indices: Sequence[int]) -> Batch:
     )
 
 
+def _check_finite(values: Tensor, what: str) -> None:
+    if not values.isfinite().all():
+        raise InvalidRequest(
+            f"{what} is not a number: training ran away. Train anew, in another folder, with a lower "
+            "optimisation.learning_rate, or with optimisation.precision=float32"
+        )
+
+
 def _pixel_ap(maps: Tensor, prepared: PreparedImages) -> float | None:
     known = prepared.has_mask
     shown = prepared.valid[known][:, ::_PIXELS_APART, ::_PIXELS_APART]
@@ -359,33 +379,3 @@ def _pixel_ap(maps: Tensor, prepared: PreparedImages) -> float | None:
     labels = prepared.masks[known][:, ::_PIXELS_APART, ::_PIXELS_APART][shown]
     figures = ranking_figures(scores.numpy(), labels.numpy()) if labels.any() else {}
     return figures.get("ap")
-
-
-def _claim(folder: Path, recipe: Recipe, chosen: ChosenImages) -> None:
-    """Make the run's folder, or make sure that the run in it is this one.
-
-    Raises:
-        OutputFailed: it holds something else.
-    """
-    images = [
-        [str(record.path), record.slice_at, record.abnormal]
-        for part in (chosen.training, chosen.validation)
-        for record in part
-    ]
-    digest = hashlib.sha256(json.dumps(images).encode()).hexdigest()  # names may tell who it is
-    settings = json.dumps({"recipe": to_mapping(recipe), "images": digest}, indent=1, sort_keys=True)
-    file = folder / SETTINGS
-    with writing(folder):
-        if file.is_file():
-            if file.read_text(encoding="utf-8") != settings:
-                raise OutputFailed(
-                    f"{folder.name} holds a run with other settings or images; choose another folder, or "
-                    "delete it"
-                )
-            return
-        if folder.is_dir() and any(folder.iterdir()):
-            raise OutputFailed(f"{folder.name} holds files that are no training run; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(settings, encoding="utf-8")
-        partial.replace(file)
