@@ -22,6 +22,7 @@ from MedAnomalyCLIPLib.clip.towers import (
     create_clip,
     create_vision_tower,
     load_clip,
+    patch_grid,
     resize_positions,
 )
 from MedAnomalyCLIPLib.errors import BundleInvalid, InvalidRequest, UnreadableImage
@@ -137,11 +138,10 @@ def test_taps_must_be_ascending_layer_numbers(tiny_tower, taps):
 
 
 def test_compact_architecture_has_a_14_by_14_grid_and_fewer_than_8_million_parameters():
-    tower = create_vision_tower(
-        TowerSpec("MedAnomalyCLIP-S16", 224, (2, 4, 6, 8), conv_stem=(32, 64, 128, 256))
-    )
+    spec = TowerSpec("MedAnomalyCLIP-S16", 224, (2, 4, 6, 8), conv_stem=(32, 64, 128, 256))
+    tower = create_vision_tower(spec)
     with torch.no_grad():
-        assert tower(torch.zeros(1, 3, 224, 224)).grid == (14, 14)
+        assert tower(torch.zeros(1, 3, 224, 224)).grid == patch_grid(spec) == (14, 14)
     assert sum(p.numel() for p in tower.parameters()) < 8e6
 
 

@@ -154,6 +154,12 @@ def _registered_config(model: str) -> dict[str, Any]:
     return config
 
 
+def patch_grid(spec: TowerSpec) -> tuple[int, int]:
+    """(h, w) of a tower's patches, told without building it."""
+    side = spec.image_size // int(model_config(spec)["vision_cfg"]["patch_size"])
+    return side, side
+
+
 def create_clip(spec: TowerSpec) -> nn.Module:
     """Both towers of a CLIP with random weights, as open_clip builds them.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..bundle import Bundle
-from ..clip.towers import clip_with_state, create_vision_tower, load_clip
+from ..clip.towers import clip_with_state, load_clip, patch_grid
 from ..datasets.records import ImageRecord
 from ..detection import FeatureMaps
 from ..errors import Cancelled, InvalidRequest, UnreadableImage
@@ -181,7 +181,7 @@ class _Run:
         memory, tower = self.recipe.detector.memory, self.recipe.detector.tower
         if memory is None:
             return
-        grid = create_vision_tower(tower).grid
+        grid = patch_grid(tower)
         patches = grid[0] * grid[1] + memory.class_token
         available = int((~self.training.abnormal).sum()) * patches
         memory = replace(memory, rows=min(memory.rows, available))
