@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import resource
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from full_disk import files_limited_to
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -69,17 +68,6 @@ def far_corner_error_mm(path, ijk_to_ras: np.ndarray, shape) -> float:
         np.linalg.norm((matrix_of(path) - ijk_to_ras) @ corner),
         np.linalg.norm((matrix_of(path) - ijk_to_ras)[:3, 3]),
     )
-
-
-@contextmanager
-def files_limited_to(size: int):
-    """As on a full disk, writes beyond this many bytes of a file fail."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("name", ["map.nii.gz", "segmentation.seg.nrrd"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from full_disk import files_limited_to
 from PIL import Image
 from small_runs import CPU, run, small
 
@@ -29,38 +30,23 @@ from MedAnomalyCLIPLib.training.prepared import prepare_images
 from MedAnomalyCLIPLib.training.recipe import read_recipe
 from MedAnomalyCLIPLib.training.trainer import BUNDLE, train
 
-resource = pytest.importorskip("resource", reason="this system sets no limits for processes")
 
-
-@pytest.fixture
-def full_disk():
-    """Writes beyond some bytes of a file fail from when it is called."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_tensor_file_on_a_full_disk_is_an_error_that_names_it_and_leaves_the_old_one(tmp_path, full_disk):
+def test_a_tensor_file_on_a_full_disk_is_an_error_that_names_it_and_leaves_the_old_one(tmp_path):
     path = tmp_path / "best.safetensors"
     write_tensors(path, {"a": torch.zeros(3)})
     before = path.read_bytes()
-    full_disk(1000)
-    with pytest.raises(OutputFailed, match=r"best\.safetensors could not be written"):
+    with files_limited_to(1000), pytest.raises(OutputFailed, match=r"best\.safetensors could not be written"):
         write_tensors(path, {"a": torch.zeros(3000)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("size", [10_000, 100_000, 200_000])  # prepared images, the best epoch, the bundle
-def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room(
-    size, clip_folder, dataset, tmp_path, full_disk
-):
+def test_a_run_that_met_a_full_disk_goes_on_when_there_is_room(size, clip_folder, dataset, tmp_path):
     recipe = small(clip_folder, "mediclip")
     whole = run(recipe, dataset, tmp_path / "whole")
-    full_disk(size)
-    with pytest.raises(OutputFailed, match="could not be written"):
+    with files_limited_to(size), pytest.raises(OutputFailed, match="could not be written"):
         run(recipe, dataset, tmp_path / "run")
-    full_disk(resource.RLIM_INFINITY)
     trained = run(recipe, dataset, tmp_path / "run")
     assert trained.bundle.manifest == whole.bundle.manifest
     assert {path.name for path in (tmp_path / "run").iterdir()} - {
