@@ -456,3 +456,15 @@ def test_the_recipe_shown_to_contributors_is_the_one_that_ships():
     guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
     (shown,) = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
     assert tomllib.loads(shown) == tomllib.loads((RECIPES / "memory.toml").read_text())
+
+
+def test_a_validation_speaks_with_the_stored_text_and_encodes_no_prompts(clip_folder, dataset, prepared):
+    recipe = small(clip_folder, "mediclip")
+    chosen = choose_images(read_dataset(dataset), recipe)
+    learner = Learner(recipe, bundle_named(str(clip_folder)).build_clip(), chosen.names).eval()
+    batch = batch_of(prepared, [0, 5])
+    learner.store_text(0)
+    aligned, text = learner.align(batch)
+    expected = learner.detector.decide(aligned, text, batch.valid)
+    learner.prompts.register_forward_hook(lambda *_: pytest.fail("prompts were encoded again"))
+    torch.testing.assert_close(learner.detect(batch).map, expected.map)

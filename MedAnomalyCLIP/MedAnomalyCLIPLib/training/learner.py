@@ -154,7 +154,11 @@ class Learner(nn.Module):
         return {"loss": total, **terms}
 
     def align(
-        self, batch: Batch, precision: torch.dtype = torch.float32, cache: TowerCache | None = None
+        self,
+        batch: Batch,
+        precision: torch.dtype = torch.float32,
+        cache: TowerCache | None = None,
+        text: Tensor | None = None,
     ) -> tuple[Aligned, Tensor]:
         """Features of a batch, and the text that they are compared with.
 
@@ -162,10 +166,11 @@ class Learner(nn.Module):
             batch: on the device of the weights.
             precision: of the tower.
             cache: of the images that the batch's indices tell, if these always come unchanged.
+            text: (2, E), where it is at hand.
         """
         images = network_input(batch.images, self.recipe.preprocess)
         plain = self._plain(images, batch.indices, precision, cache)
-        text = self._text(batch, plain)
+        text = self._text(batch, plain) if text is None else text
         if self.recipe.detector.adapter.kind == "linear":
             aligned = self.detector.align_tokens(
                 self._tokens(images, plain, batch.indices, precision, cache), text
@@ -225,7 +230,13 @@ class Learner(nn.Module):
     @torch.no_grad()
     def fit_token_statistics(self, batches: Iterable[Batch]) -> None:
         """Mean and spread of the tower's tokens, for the denoiser."""
-        self.detector.fit_token_statistics(_own_tokens(self.align(batch)[0]) for batch in batches)
+        self.detector.fit_token_statistics(self._seen(batch) for batch in batches)
+
+    def _seen(self, batch: Batch) -> TappedTokens:
+        """The tower's tokens of a batch, without encoding text, which has no part in them."""
+        images = network_input(batch.images, self.recipe.preprocess)
+        plain = self._plain(images, batch.indices, torch.float32, None)
+        return self._tokens(images, plain, batch.indices, torch.float32, None)
 
     def _map_terms(self, aligned: Aligned, text: Tensor, batch: Batch) -> dict[str, Tensor]:
         outlined = batch.has_mask
@@ -275,8 +286,12 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def detect(self, batch: Batch, cache: TowerCache | None = None) -> Detection:
-        """What the detector says of a batch as it stands, without the memory, which is filled at the end."""
-        aligned, text = self.align(batch, cache=cache)
+        """What the detector says of a batch, without the memory, which is filled at the end.
+
+        Learned prompts speak as `store_text` last stored them: encoded once, not for each batch.
+        """
+        stored = None if self.prompts is None else self.detector.text_bank
+        aligned, text = self.align(batch, cache=cache, text=stored)
         return self.detector.decide(aligned, text, batch.valid)
 
     @torch.no_grad()
