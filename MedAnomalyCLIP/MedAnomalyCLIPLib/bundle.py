@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,23 @@ class NormalReference:
 
 
 @dataclass(frozen=True)
+class PresetCalibration:
+    """What scores mean for one kind of image.
+
+    Attributes:
+        preset: name of the detector's preset.
+        threshold: map value from which a pixel counts as anomalous.
+        image_threshold: score that 95 % of the reference do not reach.
+        reference: scores of normal images of this kind.
+    """
+
+    preset: str
+    threshold: float
+    image_threshold: float
+    reference: NormalReference
+
+
+@dataclass(frozen=True)
 class BundleManifest:
     """What `bundle.json` says.
 
@@ -89,6 +106,8 @@ class BundleManifest:
         threshold: map value from which a pixel counts as anomalous.
         image_threshold: score that 95 % of the normal reference images do not reach; None without reference.
         reference: scores of normal images.
+        calibrations: the same for the detector's presets, those that there were normal images for.
+        unlike_threshold: distance from the training images that nearly all images of their kinds stay below.
         training_data: what the weights were learned from.
         quality: measured figures, {test set: {figure: value}}.
         weights_bytes, weights_sha256: of `weights.safetensors`.
@@ -105,6 +124,8 @@ class BundleManifest:
     threshold: float
     image_threshold: float | None = None
     reference: NormalReference | None = None
+    calibrations: tuple[PresetCalibration, ...] = ()
+    unlike_threshold: float | None = None
     training_data: tuple[TrainingSource, ...] = ()
     quality: dict[str, dict[str, float]] | None = None
     weights_bytes: int = 0
@@ -127,10 +148,24 @@ class BundleManifest:
                 f"Detector {self.name!r} takes {self.detector.tower.image_size} px, its preprocessing makes "
                 f"{self.preprocess.size} px"
             )
-        if self.reference is not None and (
-            not self.reference.scores or list(self.reference.scores) != sorted(self.reference.scores)
-        ):
-            raise BundleInvalid(f"The reference scores of detector {self.name!r} are empty or not ascending")
+        known = {preset.name for preset in self.detector.presets}
+        unknown = sorted({entry.preset for entry in self.calibrations} - known)
+        if unknown:
+            raise BundleInvalid(
+                f"Detector {self.name!r} is calibrated for {', '.join(unknown)}, which it has no text for"
+            )
+        references = [self.reference, *(entry.reference for entry in self.calibrations)]
+        for reference in references:
+            if reference is not None and (
+                not reference.scores or list(reference.scores) != sorted(reference.scores)
+            ):
+                raise BundleInvalid(
+                    f"The reference scores of detector {self.name!r} are empty or not ascending"
+                )
+
+    def calibration(self, preset: str) -> PresetCalibration | None:
+        """That of a preset; None where there is none."""
+        return next((entry for entry in self.calibrations if entry.preset == preset), None)
 
 
 @dataclass(frozen=True)
@@ -172,6 +207,25 @@ class Bundle:
         detector = AnomalyDetector(self.manifest.detector)
         _load_exactly(detector, _read_tensors(self.folder / WEIGHTS), f"{self.folder.name}/{WEIGHTS}")
         return detector.eval()
+
+    def encode_phrases(self, normal: Sequence[str], abnormal: Sequence[str]) -> Tensor:
+        """(2, E) text features of phrases, unit length, normal first: those of a class averaged.
+
+        Raises:
+            BundleInvalid: the bundle comes without the text tower.
+        """
+        import torch
+        from torch.nn import functional as F
+
+        from .clip.tokenizer import create_tokenizer
+
+        clip, tokenize = self.build_clip(), create_tokenizer(self.manifest.detector.tower)
+        with torch.inference_mode():
+            classes = [
+                clip.encode_text(tokenize(list(phrases)), normalize=True).mean(0)
+                for phrases in (normal, abnormal)
+            ]
+            return F.normalize(torch.stack(classes), dim=-1)
 
     def build_clip(self) -> Any:
         """Both towers of the detector's CLIP, in float32 on the CPU: open_clip's model.

@@ -9,14 +9,15 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from . import __version__
-from .bundle import Bundle, default_bundle_path
+from .bundle import Bundle, NormalReference, default_bundle_path
 from .errors import Cancelled, DependencyMissing, InvalidRequest
 from .geometry import SlicePlane, acquisition_axis, cut_slice, slice_count
+from .prompt import Prompt, guess_preset
 from .result import AnomalyResult, Provenance
 from .runtime import select_device
 from .volume import Volume
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from .detectors.detector import AnomalyDetector
+    from .detectors.specification import PresetSpec
     from .preprocess import SlicePreprocessor
 
 Window = tuple[float, float]
@@ -46,11 +48,13 @@ class SliceDetector:
         device: torch.device,
         features: FeatureMaps | None = None,
     ) -> None:
+        self._bundle = bundle
         self._manifest = bundle.manifest
         self._network = network.to(device).eval()
         self._preprocessor = preprocessor
         self._device = device
         self._features = features
+        self._texts: dict[Prompt, torch.Tensor] = {}
         self.card = bundle.card
         self.provenance = Provenance(
             bundle=self._manifest.name,
@@ -104,11 +108,49 @@ class SliceDetector:
         """Score that 95 % of the bundle's normal reference images do not reach."""
         return self._manifest.image_threshold
 
+    @property
+    def unlike_threshold(self) -> float | None:
+        """Distance from the training images that nearly all images of their kinds stay below."""
+        return self._manifest.unlike_threshold
+
+    @property
+    def network(self) -> AnomalyDetector:
+        """The network, on its device."""
+        return self._network
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def input_size(self) -> int:
+        """Side of the network's square input in pixels."""
+        return self._manifest.preprocess.size
+
+    @property
+    def presets(self) -> tuple[PresetSpec, ...]:
+        """Kinds of images that it has text of their own for."""
+        return self._manifest.detector.presets
+
+    @property
+    def reads_phrases(self) -> bool:
+        """Whether a reader's own phrases can take the place of its text."""
+        return bool(self.presets) and bool(self._manifest.text_sha256)
+
+    def guess_preset(self, modality: str, words: str = "") -> str:
+        """See `prompt.guess_preset`."""
+        return guess_preset(self.presets, modality, words)
+
     def detect(
-        self, plane: SlicePlane, *, threshold: float | None = None, window: Window | None = None
+        self,
+        plane: SlicePlane,
+        *,
+        threshold: float | None = None,
+        window: Window | None = None,
+        prompt: Prompt | None = None,
     ) -> AnomalyResult:
         """Detect on one plane; arguments as for `detect_many`."""
-        return next(self.detect_many([plane], threshold=threshold, window=window))
+        return next(self.detect_many([plane], threshold=threshold, window=window, prompt=prompt))
 
     def detect_many(
         self,
@@ -116,6 +158,7 @@ class SliceDetector:
         *,
         threshold: float | None = None,
         window: Window | None = None,
+        prompt: Prompt | None = None,
         batch_size: int = 8,
     ) -> Iterator[AnomalyResult]:
         """Detect on planes, in their order, a batch at a time; only one batch is held in memory.
@@ -124,20 +167,29 @@ class SliceDetector:
             planes: slices, of any size.
             threshold: map value from which a pixel counts as anomalous; None for the bundle's own.
             window: (low, high) stored values shown as black and white; None for the bundle's rules.
+            prompt: what the planes are compared with; None for the detector's text about images of any kind.
             batch_size: planes that go through the network together.
 
         Raises:
-            InvalidRequest: a threshold outside [0, 1], or a window that is none.
+            InvalidRequest: a threshold outside [0, 1], a window that is none, or a prompt that the detector
+                does not have.
         """
-        limit = self.threshold if threshold is None else float(threshold)
+        prompt = prompt or Prompt()
+        calibration = self._calibration(prompt)
+        limit = calibration.threshold if threshold is None else float(threshold)
         if not 0 <= limit <= 1:
             raise InvalidRequest(f"The threshold must lie between 0 and 1, not at {limit:g}")
         source = iter(planes)
         while batch := list(itertools.islice(source, batch_size)):
-            yield from self._detect_batch(batch, limit, window)
+            yield from self._detect_batch(batch, limit, window, prompt, calibration)
 
     def _detect_batch(
-        self, planes: list[SlicePlane], threshold: float, window: Window | None
+        self,
+        planes: list[SlicePlane],
+        threshold: float,
+        window: Window | None,
+        prompt: Prompt,
+        calibration: _Calibration,
     ) -> list[AnomalyResult]:
         import torch
 
@@ -148,8 +200,9 @@ class SliceDetector:
         ready = time.perf_counter()
         with torch.inference_mode():
             features = None if self._features is None else self._features(images)
-            detection = self._network(images, valid, features)
+            detection = self._network(images, valid, features, self._text(prompt))
             maps, scores = detection.map.float().cpu(), detection.score.float().cpu()
+            unlike = [None] * len(planes) if detection.unlikeness is None else detection.unlikeness.tolist()
         done = time.perf_counter()
         plane_maps = [
             np.where(plane.valid, self._preprocessor.map_back(network_map, item.fit), np.float32(0))
@@ -160,7 +213,7 @@ class SliceDetector:
             "network": (done - ready) / len(planes),
             "map_back": (time.perf_counter() - done) / len(planes),
         }
-        reference = self._manifest.reference
+        reference = calibration.reference
         return [
             AnomalyResult(
                 plane=plane,
@@ -169,14 +222,64 @@ class SliceDetector:
                 threshold=threshold,
                 provenance=self.provenance,
                 percentile=None if reference is None else reference.percentile(score),
-                image_threshold=self.image_threshold,
+                image_threshold=calibration.image_threshold,
+                prompt=calibration.title,
+                unlikeness=distance,
+                unlike_threshold=self._manifest.unlike_threshold,
                 window=None if plane.pixels.ndim == 3 else item.window,
                 timings=seconds,
             )
-            for plane, item, plane_map, score in zip(
-                planes, prepared, plane_maps, scores.tolist(), strict=True
+            for plane, item, plane_map, score, distance in zip(
+                planes, prepared, plane_maps, scores.tolist(), unlike, strict=True
             )
         ]
+
+    def _text(self, prompt: Prompt) -> torch.Tensor | None:
+        """(2, E) what planes are compared with; None for what the network holds itself."""
+        if prompt == Prompt():
+            return None
+        if prompt not in self._texts:
+            if prompt.has_phrases:
+                found = self._bundle.encode_phrases(prompt.normal, prompt.abnormal)
+            else:
+                found = self._network.preset_banks[self._preset_names().index(prompt.preset)]
+            self._texts[prompt] = found.to(self._device)
+        return self._texts[prompt]
+
+    def _preset_names(self) -> list[str]:
+        return [preset.name for preset in self.presets]
+
+    def _calibration(self, prompt: Prompt) -> _Calibration:
+        """What scores mean that are made with a prompt.
+
+        Raises:
+            InvalidRequest: the detector has no such preset, or reads no phrases.
+        """
+        manifest = self._manifest
+        if prompt.has_phrases:
+            if not self.reads_phrases:
+                raise InvalidRequest(f"{self.name} was not made to read phrases; choose another detector")
+            # No normal image was ever compared with these phrases.
+            return _Calibration(", ".join(prompt.abnormal), manifest.threshold, None, None)
+        if not prompt.preset:
+            return _Calibration("", manifest.threshold, manifest.image_threshold, manifest.reference)
+        if prompt.preset not in self._preset_names():
+            known = ", ".join(self._preset_names()) or "none"
+            raise InvalidRequest(f"{self.name} has no preset {prompt.preset!r}; it has: {known}")
+        title = next(preset.title for preset in self.presets if preset.name == prompt.preset)
+        own = manifest.calibration(prompt.preset)
+        if own is None:
+            return _Calibration(title, manifest.threshold, None, None)
+        return _Calibration(title, own.threshold, own.image_threshold, own.reference)
+
+
+class _Calibration(NamedTuple):
+    """What scores made with one prompt mean; None for what is not known."""
+
+    title: str
+    threshold: float
+    image_threshold: float | None
+    reference: NormalReference | None
 
 
 def detect_slices(
@@ -187,6 +290,7 @@ def detect_slices(
     indices: Iterable[int] | None = None,
     threshold: float | None = None,
     window: Window | None = None,
+    prompt: Prompt | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> Iterator[AnomalyResult]:
@@ -197,7 +301,7 @@ def detect_slices(
         volume: the image.
         axis: 0, 1 or 2 for I, J or K; None for the axis along which the slices were acquired.
         indices: slices along that axis, from 0; None for all.
-        threshold, window: as for `SliceDetector.detect_many`.
+        threshold, window, prompt: as for `SliceDetector.detect_many`.
         on_progress: called with the number of slices done and to do, after each slice.
         is_cancelled: asked before each slice.
 
@@ -214,6 +318,7 @@ def detect_slices(
     for done, index in enumerate(wanted, start=1):
         if is_cancelled is not None and is_cancelled():
             raise Cancelled(f"Stopped after {done - 1} of {len(wanted)} slices")
-        yield detector.detect(cut_slice(volume, axis, index), threshold=threshold, window=window)
+        plane = cut_slice(volume, axis, index)
+        yield detector.detect(plane, threshold=threshold, window=window, prompt=prompt)
         if on_progress is not None:
             on_progress(done, len(wanted))

@@ -122,6 +122,7 @@ def _read(stack: _Stack, path: Path, modality: str | None) -> Volume:
         source=f"{stack.kind}, {stack.slices} {'slice' if stack.slices == 1 else 'slices'}",
         spacing_known=stack.first.spacing is not None,
         hounsfield=all(frames.hounsfield for frames in decoded),
+        body_part=stack.first.body_part,
     )
 
 

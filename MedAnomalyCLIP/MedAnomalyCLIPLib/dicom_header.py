@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .dicom_pixels import functional_group, open_dataset
-from .volume import header_modality, reading
+from .volume import header_body_part, header_modality, reading
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -33,6 +33,7 @@ DISCRIMINATORS = (
 )
 _TAGS = (
     *("SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "Modality"),
+    "BodyPartExamined",
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *(
         "ImageOrientationPatient",
@@ -102,6 +103,7 @@ class ImageHeader:
         series_number: SeriesNumber, empty when missing.
         instance: InstanceNumber, 0 when missing.
         modality: DICOM modality code, empty when missing.
+        body_part: BodyPartExamined, empty when missing.
         localizer: whether it is a scout image.
         shape: (frames, rows, columns).
         colour: whether it decodes to three channels.
@@ -118,6 +120,7 @@ class ImageHeader:
     series_number: str
     instance: int
     modality: str
+    body_part: str
     localizer: bool
     shape: tuple[int, int, int]
     colour: bool
@@ -148,6 +151,7 @@ def read_header(path: Path) -> ImageHeader | None:
             series_number="" if number is None else str(int(number)),
             instance=int(dataset.get("InstanceNumber") or 0),
             modality=modality,
+            body_part=header_body_part(str(dataset.get("BodyPartExamined") or "")),
             localizer="LOCALIZER" in str(dataset.get("ImageType") or "").upper(),
             shape=(frames, int(dataset.Rows), int(dataset.Columns)),
             colour=int(dataset.get("SamplesPerPixel") or 1) > 1

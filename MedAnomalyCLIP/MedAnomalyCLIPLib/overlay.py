@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from .heat import heat_colours
-from .result import RESEARCH_USE_ONLY, AnomalyResult
+from .result import RESEARCH_USE_ONLY, UNLIKE, AnomalyResult
 from .terminology import TERMS
 
 if TYPE_CHECKING:
@@ -161,7 +161,10 @@ def _footer(result: AnomalyResult) -> tuple[str, ...]:
         unit = f" {result.plane.units}" if result.plane.units else ""
         found += f" · window {result.window[0]:.4g} to {result.window[1]:.4g}{unit}"
     detector = f"Detector {result.provenance.bundle} {result.provenance.bundle_version}"
-    return score, found, detector, RESEARCH_USE_ONLY
+    if result.prompt:
+        detector += f" · {result.prompt}"
+    warning = (UNLIKE,) if result.is_unlike else ()
+    return score, *warning, found, detector, RESEARCH_USE_ONLY
 
 
 def area_in_words(area_mm2: float | None, pixels: int) -> str:

@@ -10,6 +10,10 @@ from .result import AnomalyResult
 def result_words(result: AnomalyResult) -> str:
     """The lines under the score: the plane, what the score is compared with, which detector said so."""
     lines = [result.plane.description]
+    if result.is_unlike:
+        lines.append(_("Unlike what this detector was made for: its score says little"))
+    if result.prompt:
+        lines.append(_("Compared with: {prompt}").format(prompt=result.prompt))
     if result.percentile is not None:
         # Rounded down: "100 %" would say that no normal image scores as high.
         share = _("Higher than {share} % of the detector's normal reference images")

@@ -11,6 +11,7 @@ import numpy as np
 from .geometry import SlicePlane
 
 RESEARCH_USE_ONLY = "Research use only. A candidate, not a diagnosis."
+UNLIKE = "Unlike what this detector was made for: its score says little."
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class AnomalyResult:
         percentile: share in % of the detector's normal reference images that score lower; None when the
             bundle has no reference.
         image_threshold: score that 95 % of those images do not reach; None when the bundle has none.
+        prompt: what the image was compared with, in words, for example "Brain, MR"; empty for the detector's
+            only text.
+        unlikeness: distance from the images that the detector learned from; None when it does not know them.
+        unlike_threshold: distance that nearly all images of the kinds that it learned from stay below.
         window: (darkest, brightest) pixel value that the detector told apart; None for colour.
         timings: seconds spent in each step.
     """
@@ -58,6 +63,9 @@ class AnomalyResult:
     provenance: Provenance
     percentile: float | None = None
     image_threshold: float | None = None
+    prompt: str = ""
+    unlikeness: float | None = None
+    unlike_threshold: float | None = None
     window: tuple[float, float] | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
 
@@ -69,6 +77,13 @@ class AnomalyResult:
     def mask(self) -> np.ndarray:
         """(H, W) bool: pixels of the image at or above the threshold."""
         return (self.map >= self.threshold) & self.plane.valid
+
+    @property
+    def is_unlike(self) -> bool:
+        """Whether the image is unlike what the detector was made for, so that its score says little."""
+        if self.unlikeness is None or self.unlike_threshold is None:
+            return False
+        return self.unlikeness > self.unlike_threshold
 
     @property
     def area_mm2(self) -> float:

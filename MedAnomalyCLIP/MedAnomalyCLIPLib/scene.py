@@ -320,6 +320,8 @@ def record_provenance(node: Node, result: AnomalyResult) -> None:
         "Device": result.provenance.device,
         "Precision": result.provenance.precision,
         "Score": f"{result.score:.6g}",
+        "Prompt": result.prompt,
+        "Unlike": "yes" if result.is_unlike else "no",
         "Percentile": "" if result.percentile is None else f"{result.percentile:.6g}",
         "ImageThreshold": "" if result.image_threshold is None else f"{result.image_threshold:.6g}",
         "Threshold": f"{result.threshold:g}",

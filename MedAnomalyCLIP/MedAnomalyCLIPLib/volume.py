@@ -51,6 +51,7 @@ _SIGNATURES = (
 )
 _METAIMAGE_KEY = re.compile(rb"^\s*(ObjectType|NDims|DimSize)\s*=", re.MULTILINE)
 _MODALITY_CODE = re.compile(r"[A-Z0-9_]{1,16}")
+_BODY_PART = re.compile(r"[A-Z]{2,16}( [A-Z]{2,16})?")  # a code string, in which nothing else is looked for
 _MODALITY_WORDS = {"MRI": "MR", "PET": "PT", "ULTRASOUND": "US", "XRAY": "DX", "XR": "DX"}
 _PACKAGES = {"PIL": "pillow"}
 
@@ -66,6 +67,7 @@ class Volume:
         units: "HU" when the voxels are Hounsfield units, else empty.
         source: what was read, in words, without anything that identifies the patient.
         spacing_known: False for pictures (PNG, JPEG) whose pixel size in mm is an assumption of 1 mm.
+        body_part: what is shown, as the file says in DICOM's words, lower case; empty when unknown.
         warp: (N, 3) world RAS to (N, 3) the volume's own RAS, both mm, for a volume under a non-linear
             transform; None when `ijk_to_ras` is the whole truth.
     """
@@ -76,6 +78,7 @@ class Volume:
     units: str = ""
     source: str = ""
     spacing_known: bool = True
+    body_part: str = ""
     warp: Warp | None = None
 
     def __post_init__(self) -> None:
@@ -294,6 +297,7 @@ def assemble(
     source: str,
     spacing_known: bool = True,
     hounsfield: bool = False,
+    body_part: str = "",
 ) -> Volume:
     """A `Volume` from what a reader found, with the rules that hold for every format.
 
@@ -308,6 +312,7 @@ def assemble(
         source: what was read, in words.
         spacing_known: whether the pixel size in mm was stated.
         hounsfield: whether the header says that the values are Hounsfield units.
+        body_part: as `Volume.body_part`.
     """
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     if voxels.ndim == 4 and voxels.shape[3] == 3 and (voxels[..., :1] == voxels[..., 1:]).all():
@@ -318,7 +323,7 @@ def assemble(
     reaches_air = modality == "CT" and _finite_minimum(voxels) <= _HOUNSFIELD_MINIMUM
     units = "HU" if modality == "CT" and (hounsfield or reaches_air) else ""
     try:
-        return Volume(voxels, ijk_to_ras, modality, units, source, spacing_known)
+        return Volume(voxels, ijk_to_ras, modality, units, source, spacing_known, body_part)
     except MedAnomalyCLIPError as error:
         raise type(error)(f"{name}: {error}") from None
 
@@ -341,6 +346,12 @@ def rescaled(values: np.ndarray, slope: float, intercept: float) -> np.ndarray:
             if limits.min <= min(low, low + shift, shift) and max(high, high + shift, shift) <= limits.max:
                 return np.add(values, shift, dtype=dtype, casting="unsafe")
     return (values.astype(np.float64) * slope + intercept).astype(np.float32)
+
+
+def header_body_part(text: str) -> str:
+    """Body part as a header states it, lower case; empty when that is none of DICOM's plain words."""
+    words = text.strip().upper()
+    return words.lower() if _BODY_PART.fullmatch(words) else ""
 
 
 def _requested_modality(text: str) -> str:

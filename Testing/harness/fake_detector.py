@@ -7,6 +7,7 @@ import threading
 import numpy as np
 
 from MedAnomalyCLIPLib.geometry import SlicePlane
+from MedAnomalyCLIPLib.prompt import Prompt
 from MedAnomalyCLIPLib.result import AnomalyResult, Provenance
 
 WHITE = 1000.0
@@ -33,13 +34,23 @@ class BrightnessDetector:
         precision="float32",
     )
 
+    presets = ()
+
+    def guess_preset(self, modality: str, words: str = "") -> str:
+        return ""
+
     def __init__(self) -> None:
         self.threads: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
 
     def detect(
-        self, plane: SlicePlane, *, threshold: float | None = None, window: tuple[float, float] | None = None
+        self,
+        plane: SlicePlane,
+        *,
+        threshold: float | None = None,
+        window: tuple[float, float] | None = None,
+        prompt: Prompt | None = None,
     ) -> AnomalyResult:
         self.threads.append(threading.current_thread().name)
         if not self.gate.wait(timeout=20):

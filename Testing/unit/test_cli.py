@@ -31,7 +31,10 @@ class FakeDetector:
     def __init__(self) -> None:
         self.asked: list[dict] = []
 
-    def detect(self, plane, *, threshold=None, window=None) -> AnomalyResult:
+    def guess_preset(self, modality, words="") -> str:
+        return ""
+
+    def detect(self, plane, *, threshold=None, window=None, prompt=None) -> AnomalyResult:
         self.asked.append({"threshold": threshold, "window": window, "modality": plane.modality})
         pixels = np.where(plane.valid, plane.pixels, -np.inf)
         score = float(np.clip(pixels.max() / 1000, 0, 1))
@@ -306,3 +309,18 @@ def test_evaluation_on_a_part_that_is_not_there_names_those_that_are(dataset, tm
     assert main(words) == EXIT_USER_ERROR
     assert "it has: test, train" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_own_phrases_are_needed_for_both(run, tmp_path, capsys):
+    code = run(
+        "detect", get_testdata_file("MR_small.dcm"), "--normal", "a normal brain", "--output", tmp_path
+    )
+    assert code == 2
+    assert "--abnormal" in capsys.readouterr().err
+
+
+def test_info_tells_a_detectors_presets(run, tiny_bundle, capsys):
+    assert run("info", "--model", tiny_bundle.folder) == 0
+    told = capsys.readouterr().out
+    assert "tiny, version 1" in told
+    assert "Research use only" in told

@@ -52,7 +52,7 @@ def aligned(arrays):
 @pytest.fixture
 def replayed(monkeypatch, arrays):
     """Detectors that see the published features, so that all that follows them is compared alone."""
-    monkeypatch.setattr(AnomalyDetector, "align", lambda self, images, features: aligned(arrays))
+    monkeypatch.setattr(AnomalyDetector, "align", lambda self, images, features, text: aligned(arrays))
 
 
 NO_IMAGES = torch.zeros(3, 3, SIZE, SIZE)
@@ -130,7 +130,7 @@ def test_with_ranges_of_the_test_set_maps_and_scores_are_the_published_ones(arra
     text = detector.map_features(seen, detector.text_bank)
     memory = detector.distance_map(detector.memory(seen.segmentation.patches), GRID)
     detector.map_fusion.learn(text, memory)
-    maps, scores = detector(NO_IMAGES, everywhere(3, SIZE))
+    maps, scores, _ = detector(NO_IMAGES, everywhere(3, SIZE))
     torch.testing.assert_close(maps[:, ::5, ::5], arrays["out/few_fused_map[..., ::5, ::5]"], **CLOSE)
     torch.testing.assert_close(scores, arrays["out/few_image_score"], **CLOSE)
 
@@ -227,6 +227,6 @@ def test_at_full_depth_images_give_the_published_features_maps_and_scores(activa
                 stored = whole[f"out/{key}_aligned"]
                 torch.testing.assert_close(head.patches[i], stored[:, i, 1:], **CLOSE)
                 torch.testing.assert_close(head.classes[i], stored[:, i, 0], **CLOSE)
-    maps, scores = detector(whole["in/image_test"], everywhere(3, SIZE))
+    maps, scores, _ = detector(whole["in/image_test"], everywhere(3, SIZE))
     torch.testing.assert_close(4 * maps, whole[f"{prefix}/zero_map_sum"], atol=1e-4, rtol=2e-5)
     torch.testing.assert_close(4 * scores, whole[f"{prefix}/zero_image_score_raw"], **CLOSE)

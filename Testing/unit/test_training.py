@@ -17,7 +17,6 @@ from MedAnomalyCLIPLib.training.augmentation import random_appearance, random_pl
 from MedAnomalyCLIPLib.training.captions import caption, subject
 from MedAnomalyCLIPLib.training.checkpoint import load_checkpoint, save_checkpoint
 from MedAnomalyCLIPLib.training.image_set import pack, read_square, read_square_mask
-from MedAnomalyCLIPLib.training.prompt_tuning import PromptTuning, TuningImages, tune_prompts
 from MedAnomalyCLIPLib.training.tower import DistillingClip, TowerTraining, contrastive_loss, train_tower
 
 
@@ -63,17 +62,23 @@ def test_padding_is_equal_on_both_sides_for_image_and_mask(picture_folder):
 
 def test_packed_images_are_taken_from_the_file_the_second_time(picture_folder, tmp_path):
     records = read_manifest(picture_folder / "manifest.csv")
-    first = pack(records, tmp_path / "packed.npy", 32)
+    first = pack(records, tmp_path / "work", 32)
     records[0].path.unlink()
-    assert np.array_equal(pack(records, tmp_path / "packed.npy", 32), first)
+    assert np.array_equal(pack(records, tmp_path / "work", 32), first)
+
+
+def test_packed_images_of_another_list_are_not_taken_for_these(picture_folder, tmp_path):
+    records = read_manifest(picture_folder / "manifest.csv")
+    first = pack(records[:3], tmp_path / "work", 32)
+    assert not np.array_equal(pack(records[3:], tmp_path / "work", 32), first)
 
 
 def test_packing_that_fails_leaves_no_file(picture_folder, tmp_path):
     records = read_manifest(picture_folder / "manifest.csv")
     records[3].path.write_bytes(b"")
     with pytest.raises(UnreadableImage, match=r"3\.png"):
-        pack(records, tmp_path / "packed.npy", 32)
-    assert not (tmp_path / "packed.npy").exists()
+        pack(records, tmp_path / "work", 32)
+    assert not list((tmp_path / "work").glob("*.npy"))
 
 
 def test_captions_say_nothing_of_health_that_the_source_does_not(tmp_path):
@@ -201,35 +206,12 @@ def test_a_damaged_checkpoint_is_refused(tiny_tower, tmp_path):
         load_checkpoint(tmp_path / "c.safetensors", {"student": student}, optimizer)
 
 
-def test_prompt_tuning_lowers_the_loss_and_leaves_the_tower_alone(tiny_tower):
-    from MedAnomalyCLIPLib.clip.towers import create_clip
-    from MedAnomalyCLIPLib.detectors.specification import DetectorSpec
-
-    torch.manual_seed(0)
-    clip = create_clip(tiny_tower)
-    before = {k: v.clone() for k, v in clip.visual.state_dict().items()}
-    rows, columns = np.mgrid[-1:1:72j, -1:1:72j]
-    body = (100 * (rows**2 + columns**2 < 0.7)).astype(np.uint8)
-    spot = (100 * (rows**2 + (columns - 0.3) ** 2 < 0.02)).astype(np.uint8)
-    losses = []
-    detector = tune_prompts(
-        DetectorSpec(tiny_tower),
-        clip,
-        TuningImages(np.stack([body, body // 2]), [1, 1], np.stack([body + spot]), spot[None] > 0, [1]),
-        PromptTuning(steps=20, batch_size=4),
-        lambda x: (x - 0.5) / 0.25,
-        device=torch.device("cpu"),
-        on_step=lambda step, terms: losses.append(terms["loss"]),
-    )
-    assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    assert all(torch.equal(v, detector.tower.visual.state_dict()[k]) for k, v in before.items())
-    torch.testing.assert_close(detector.text_bank.norm(dim=-1), torch.ones(2))
-
-
 def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(teacher_weights, tmp_path):
-    """One step of each stage; a second run takes over what the first one made."""
+    """A step or two of each stage; a second run takes over what the first one made."""
     from MedAnomalyCLIPLib.detection import SliceDetector
-    from MedAnomalyCLIPLib.training.default_detector import run
+    from MedAnomalyCLIPLib.detectors.specification import FamiliaritySpec
+    from MedAnomalyCLIPLib.training.default_detector import DETECTOR, DefaultRecipe, run
+    from MedAnomalyCLIPLib.training.joint import JointTraining
 
     data, rng = tmp_path / "data", np.random.default_rng(0)
     data.mkdir()
@@ -249,17 +231,33 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
         writer.writeheader()
         writer.writerows(rows)
 
-    settings = TowerTraining(steps=1, batch_size=4, warmup=1), PromptTuning(steps=1, batch_size=4)
+    recipe = DefaultRecipe(
+        TowerTraining(steps=1, batch_size=4, warmup=1, side=32),
+        JointTraining(steps=2, outlined=2, painted=1, others=1, small_side=32, small_share=0.5),
+    )
     work, cpu = tmp_path / "work", torch.device("cpu")
-    run(data, teacher_weights, work, tmp_path / "bundle", *settings, cpu)
+    spec = replace(DETECTOR, familiarity=FamiliaritySpec(2))
+
+    def make(changed):
+        run(changed, data, teacher_weights, work, tmp_path / "bundle", cpu, detector_spec=spec)
+
+    make(recipe)
     first = Bundle.load(tmp_path / "bundle").manifest
     assert [(source.name, source.images) for source in first.training_data] == [("made-up", 4)]
     assert first.quality["made-up"]["images"] == 4
     assert len(first.reference.scores) == 2
-    assert "none needed" in SliceDetector.load(tmp_path / "bundle", device="cpu").card
+    detector = SliceDetector.load(tmp_path / "bundle", device="cpu")
+    assert "none needed" in detector.card
+    assert detector.reads_phrases
 
-    run(data, teacher_weights, work, tmp_path / "bundle", *settings, cpu)
+    make(recipe)
     assert Bundle.load(tmp_path / "bundle").manifest.weights_sha256 == first.weights_sha256
-    for other in ((replace(settings[0], steps=2), settings[1]), (settings[0], replace(settings[1], steps=2))):
+    others = (
+        replace(recipe, tower=replace(recipe.tower, steps=2)),
+        replace(recipe, joint=replace(recipe.joint, steps=3)),
+    )
+    for other in others:
         with pytest.raises(MedAnomalyCLIPError, match="other settings"):
-            run(data, teacher_weights, work, tmp_path / "bundle", *other, cpu)
+            make(other)
+    with pytest.raises(MedAnomalyCLIPError, match="no set or cluster atlantis"):
+        make(replace(recipe, without=("atlantis",)))

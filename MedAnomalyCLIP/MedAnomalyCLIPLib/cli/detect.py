@@ -22,6 +22,7 @@ from .terminal import (
 
 if TYPE_CHECKING:
     from ..detection import SliceDetector
+    from ..prompt import Prompt
     from ..volume import Volume
 
 _SUFFIXES = (
@@ -63,6 +64,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=fraction,
         help="anomaly value from which a pixel counts, 0 to 1 (default: the model's)",
     )
+    which_text = detect.add_mutually_exclusive_group()
+    which_text.add_argument(
+        "--preset",
+        default="auto",
+        metavar="NAME",
+        help="kind of image whose text is compared with; 'auto' goes by what the image says of itself, "
+        "'none' takes the text for all kinds (default: auto; `info --model` lists them)",
+    )
+    which_text.add_argument("--normal", nargs="+", metavar="PHRASE", help="own phrases for what is normal")
+    add("--abnormal", nargs="+", metavar="PHRASE", help="own phrases for what is not, beside --normal")
     add(
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="pixel values shown as black and white"
     )
@@ -76,6 +87,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
     """Each input in turn; one that fails does not keep the others from being done."""
+    if bool(arguments.normal) != bool(arguments.abnormal):
+        raise InvalidRequest("Own phrases are needed for both: --normal and --abnormal")
     if arguments.window and not arguments.window[0] < arguments.window[1]:
         raise InvalidRequest("--window wants the lower value first, and two different ones")
     folders = _result_folders(arguments.input, arguments.output)
@@ -146,6 +159,7 @@ def _detect_volume(
                 file=sys.stderr,
             )
     writer = ResultWriter(folder, volume, requested=len(indices), overwrite=arguments.overwrite)
+    prompt = _prompt(detector, volume, name, arguments)
     found = detect_slices(
         detector,
         volume,
@@ -153,6 +167,7 @@ def _detect_volume(
         indices=indices,
         threshold=arguments.threshold,
         window=tuple(arguments.window) if arguments.window else None,
+        prompt=prompt,
         is_cancelled=is_stopped,
     )
     # None: no bar when nobody watches.
@@ -165,6 +180,17 @@ def _detect_volume(
         if not is_stopped():
             raise
     return writer.manifest
+
+
+def _prompt(detector: SliceDetector, volume: Volume, name: str, arguments: argparse.Namespace) -> Prompt:
+    """What the options ask to compare with."""
+    from ..prompt import Prompt
+
+    if arguments.normal:
+        return Prompt(normal=tuple(arguments.normal), abnormal=tuple(arguments.abnormal))
+    if arguments.preset == "auto":
+        return Prompt(detector.guess_preset(volume.modality, f"{volume.body_part} {name}"))
+    return Prompt("" if arguments.preset == "none" else arguments.preset)
 
 
 def _result_folders(paths: Sequence[Path], output: Path) -> list[tuple[Path, Path]]:
@@ -205,6 +231,7 @@ def _line(result: dict[str, Any]) -> str:
             place,
             f"score {top['score']:.3f}",
             f"percentile {percentile}",
+            *(["UNLIKE what the detector was made for"] if top["unlike"] else []),
             f"area {area_in_words(top['area_mm2'], top['area_pixels'])}",
             str(Path(result["output"]) / top["overlay"]),
         )

@@ -65,10 +65,11 @@ class ConvStem(nn.Sequential):
 class TappedClipViT(nn.Module):
     """An open_clip vision transformer that also returns the tokens of chosen layers.
 
-    With no injection its pooled output equals open_clip's own forward.
+    With no injection its pooled output equals open_clip's own forward. Images of another size than the
+    tower's own make another grid of patches, to which the positions are fitted.
 
     Shapes:
-        images: (B, 3, S, S), normalised as the model expects.
+        images: (B, 3, S, S), normalised as the model expects, S a multiple of the patch size.
         returns: `TappedTokens`.
     """
 
@@ -110,8 +111,8 @@ class TappedClipViT(nn.Module):
                 0, then after every layer. What it returns goes on into the next layer, and is what a tap at
                 this layer reads; tokens that it appends behind the patches are never read.
         """
-        height, width = self.grid
-        tokens = self.visual._embeds(images)
+        tokens, grid = self._embed(images)
+        height, width = grid
         if inject is not None:
             tokens = inject(0, tokens)
         patches, classes = [], []
@@ -125,7 +126,19 @@ class TappedClipViT(nn.Module):
         pooled, _ = self.visual._pool(tokens)
         if self.visual.proj is not None:
             pooled = pooled @ self.visual.proj
-        return TappedTokens(tuple(patches), tuple(classes), pooled, self.grid)
+        return TappedTokens(tuple(patches), tuple(classes), pooled, grid)
+
+    def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, 1 + N, D) tokens in front of the first layer, and their grid (h, w)."""
+        visual = self.visual
+        patches = visual.conv1(images)
+        grid = (int(patches.shape[2]), int(patches.shape[3]))
+        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        tokens = torch.cat([first, patches.flatten(2).mT], dim=1)
+        positions = visual.positional_embedding
+        if grid != self.grid:
+            positions = resize_positions(positions, grid)
+        return visual.ln_pre(visual.patch_dropout(tokens + positions.to(tokens.dtype))), grid
 
 
 def model_config(spec: TowerSpec) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import DatasetInvalid
 
 SPLITS = ("train", "valid", "test", "pool")
+_FAMILY_OF_CODE = {"CR": "XR", "DX": "XR", "RG": "XR", "OP": "fundus", "SM": "microscopy", "GM": "microscopy"}
 _LABELS = {"0": False, "normal": False, "1": True, "abnormal": True, "": None, "unknown": None}
 
 
@@ -48,6 +49,8 @@ class ImageRecord:
 
 def modality_family(modality: str) -> str:
     """The family of a modality as sources word it; the words themselves when it is none of the known ones."""
+    if modality in _FAMILY_OF_CODE:  # as DICOM has it
+        return _FAMILY_OF_CODE[modality]
     text = modality.lower()
     families = (
         ("fundus", "fundus"),

@@ -11,19 +11,30 @@ from torch.nn import functional as F
 class LinearAdapter(nn.Module):
     """One affine map per token, which is what a 1x1 convolution over the patch grid is.
 
-    MediCLIP has one for each tap (Zhang et al., MediCLIP, MICCAI 2024, section 2.2).
+    MediCLIP has one for each tap (Zhang et al., MediCLIP, MICCAI 2024, section 2.2). With subdivisions, each
+    token tells of the parts of its patch too: f x f features of a grid f times as fine (sub-pixel
+    convolution, Shi et al., CVPR 2016).
 
     Shapes:
         tokens: (B, N, D) patch tokens after one transformer layer.
-        returns: (B, N, E).
+        returns: (B, N, E), the mean of a patch's parts.
     """
 
-    def __init__(self, width: int, embed_dim: int) -> None:
+    def __init__(self, width: int, embed_dim: int, subdivisions: int = 1) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, embed_dim)
+        self.subdivisions = subdivisions
+        self.linear = nn.Linear(width, embed_dim * subdivisions**2)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.linear(tokens)
+        parts = self.linear(tokens)
+        return parts if self.subdivisions == 1 else parts.unflatten(-1, (-1, self.subdivisions**2)).mean(-1)
+
+    def finer(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Features of all parts, (B, f h * f w, E), of tokens on a grid (h, w)."""
+        parts = self.linear(tokens)
+        if self.subdivisions == 1:
+            return parts
+        return F.pixel_shuffle(parts.mT.unflatten(2, grid), self.subdivisions).flatten(2).mT
 
 
 class BottleneckAdapter(nn.Module):

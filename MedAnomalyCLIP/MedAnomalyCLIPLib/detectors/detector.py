@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from ..errors import InvalidRequest
 from .adapters import LinearAdapter, StreamTokens, TwoHeadAdapter
 from .clusters import cluster_feature
 from .denoiser import Denoiser
+from .familiarity import Familiarity, mean_token
 from .fusion import RangeFusion
 from .memory import MemoryBank
 from .scoring import (
@@ -37,10 +38,13 @@ class Detection(NamedTuple):
     Attributes:
         map: (B, S, S) in [0, 1], 0 on padding.
         score: (B,) in [0, 1].
+        unlikeness: (B,) in [0, 2], see `familiarity`; None for detectors that do not know what they learned
+            from.
     """
 
     map: Tensor
     score: Tensor
+    unlikeness: Tensor | None = None
 
 
 class HeadFeatures(NamedTuple):
@@ -55,13 +59,27 @@ class HeadFeatures(NamedTuple):
     classes: tuple[Tensor, ...]
 
 
+class Remembered(NamedTuple):
+    """What a memory is filled with and asked for.
+
+    Attributes:
+        patches: for each tap (B, N, size).
+        classes: for each tap (B, size).
+        grid: (h, w), N = h * w.
+    """
+
+    patches: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    grid: tuple[int, int]
+
+
 class Aligned(NamedTuple):
     """What B images look like beside text.
 
     Attributes:
         segmentation: what the map is made of.
         detection: what a score of patches is made of; the same where an adapter has one head.
-        grid: (h, w) of the patches.
+        grid: (h, w) of the heads' features; finer than the tower's where adapters divide patches.
         pooled: (B, E) CLIP's own feature of the images.
         text: (2, E) or (B, 2, E) text features beside which they were aligned; None for the stored text bank.
         tokens: what the tower gave, before any denoising, where adapters stand beside its stream.
@@ -80,11 +98,13 @@ class AnomalyDetector(nn.Module):
 
     Shapes:
         images: (B, 3, S, S), normalised; valid: (B, S, S) bool, False on padding; features: for each tap
-            (B, channels, any height, any width), of another network, where the specification fuses them.
+            (B, channels, any height, any width), of another network, where the specification fuses them;
+            text: (2, E) or (B, 2, E) to compare with instead of the stored text features.
         returns: `Detection`.
     """
 
     text_bank: Tensor
+    preset_banks: Tensor
     tower: TappedClipViT
 
     def __init__(self, spec: DetectorSpec) -> None:
@@ -97,8 +117,13 @@ class AnomalyDetector(nn.Module):
                 TwoHeadAdapter(width, embed_dim, spec.adapter.residual) for _ in range(taps)
             )
         else:
-            self.adapters = nn.ModuleList(LinearAdapter(width, embed_dim) for _ in range(taps))
+            parts = spec.adapter.subdivisions
+            self.adapters = nn.ModuleList(LinearAdapter(width, embed_dim, parts) for _ in range(taps))
         self.register_buffer("text_bank", torch.zeros(2, embed_dim))
+        if spec.presets:
+            self.register_buffer("preset_banks", torch.zeros(len(spec.presets), 2, embed_dim))
+        if spec.familiarity is not None:
+            self.familiarity = Familiarity(spec.familiarity.rows, width)
         if spec.text.prompts == "hybrid":
             self.text = HybridText(spec.text, spec.tower, embed_dim)
         if spec.visual_prompts is not None:
@@ -111,17 +136,24 @@ class AnomalyDetector(nn.Module):
             )
         if spec.denoiser is not None:
             self.denoiser = Denoiser(spec.denoiser, taps, width, embed_dim)
-        if spec.image_score == "class_and_clusters":
+        if spec.image_score in ("class_and_clusters", "class_and_peak"):
             self.class_head = nn.Linear(embed_dim, embed_dim)
         if spec.memory is not None:
             precision = getattr(torch, spec.memory.precision)
-            self.memory = MemoryBank(taps, spec.memory.rows, embed_dim, precision)
+            size = width if spec.memory.features == "tokens" else embed_dim
+            self.memory = MemoryBank(taps, spec.memory.rows, size, precision)
             self.map_fusion = RangeFusion(spec.memory.weight)
             self.score_fusion = RangeFusion(spec.memory.weight)
 
-    def forward(self, images: Tensor, valid: Tensor, features: Sequence[Tensor] | None = None) -> Detection:
-        aligned = self.align(images, features)
-        distances = None if self.spec.memory is None else self.memory(self.map_head(aligned).patches)
+    def forward(
+        self,
+        images: Tensor,
+        valid: Tensor,
+        features: Sequence[Tensor] | None = None,
+        text: Tensor | None = None,
+    ) -> Detection:
+        aligned = self.align(images, features, text)
+        distances = None if self.spec.memory is None else self.memory(self.remembered(aligned).patches)
         return self.decide(aligned, self.text_features(aligned), valid, distances)
 
     def decide(
@@ -137,16 +169,49 @@ class AnomalyDetector(nn.Module):
         """
         maps = self.map_features(aligned, text)
         if distances is not None:
-            maps = self.map_fusion(maps, self.distance_map(distances, aligned.grid))
+            maps = self.map_fusion(maps, self.distance_map(distances, self.remembered(aligned).grid))
         maps = smooth(maps, self.spec.smoothing).masked_fill(~valid, 0.0)
-        if self.spec.image_score == "class_and_clusters":
-            return Detection(maps, self.class_score(aligned, text, valid))
-        if self.spec.image_score != "mean_patch":
-            return Detection(maps, image_score(maps, valid, self.spec.image_score))
-        scores = self.patch_score(aligned, text, valid)
+        scores = self._scores(maps, aligned, text, valid, distances)
+        unlikeness = None
+        if self.spec.familiarity is not None:
+            unlikeness = self.familiarity(self.look(aligned, valid))
+        return Detection(maps, scores, unlikeness)
+
+    def _scores(
+        self,
+        maps: Tensor,
+        aligned: Aligned,
+        text: Tensor,
+        valid: Tensor,
+        distances: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """(B,) image scores by the specification's rule."""
+        rule = self.spec.image_score
+        if rule in ("max_map", "mean_map"):
+            return image_score(maps, valid, rule)
+        if rule == "class_and_clusters":
+            return self.class_score(aligned, text, valid)
+        scores = self.text_score(aligned, text, valid)
         if distances is not None:
-            scores = self.score_fusion(scores, self.distance_score(distances, aligned.grid, valid))
-        return Detection(maps, scores)
+            grid = self.remembered(aligned).grid
+            scores = self.score_fusion(scores, self.distance_score(distances, grid, valid))
+        if rule == "class_and_peak":
+            weight = self.spec.peak_weight
+            scores = (1 - weight) * scores + weight * image_score(maps, valid, "max_map")
+        return scores
+
+    def text_score(self, aligned: Aligned, text: Tensor, valid: Tensor) -> Tensor:
+        """(B,) what text says of whole images, before any memory."""
+        if self.spec.image_score == "class_and_peak":
+            return self.class_score(aligned, text, valid)
+        return self.patch_score(aligned, text, valid)
+
+    def look(self, aligned: Aligned, valid: Tensor) -> Tensor:
+        """(B, D) what images look like, whatever is wrong with them; see `familiarity`."""
+        tokens = aligned.tokens
+        if tokens is None:
+            raise InvalidRequest("Only beside linear adapters can a detector know what it learned from")
+        return mean_token(tokens.patches[0], shown_share(valid, tokens.grid))
 
     def text_features(self, aligned: Aligned) -> Tensor:
         """(2, E) for all images, or (B, 2, E) where each takes part in its text."""
@@ -238,12 +303,16 @@ class AnomalyDetector(nn.Module):
             if text is None and self.spec.text.prompts == "hybrid":
                 raise InvalidRequest("Hand in the images' text beside their tokens: the denoiser looks at it")
             seen = self.denoiser(tokens, self.text_bank if text is None else text)
-        patches, classes = (
-            tuple(adapter(t.float()).float() for adapter, t in zip(self.adapters, taps, strict=True))
-            for taps in (seen.patches, seen.classes)
+        adapters: Any = self.adapters
+        finer = self.spec.adapter.subdivisions
+        patches = tuple(
+            adapter.finer(t.float(), tokens.grid).float()
+            for adapter, t in zip(adapters, seen.patches, strict=True)
         )
+        classes = tuple(adapter(t.float()).float() for adapter, t in zip(adapters, seen.classes, strict=True))
         head = HeadFeatures(patches, classes)
-        return Aligned(head, head, tokens.grid, tokens.pooled.float(), text, tokens)
+        grid = (finer * tokens.grid[0], finer * tokens.grid[1])
+        return Aligned(head, head, grid, tokens.pooled.float(), text, tokens)
 
     def denoising_loss(self, tokens: TappedTokens, text: Tensor, generator: torch.Generator) -> Tensor:
         """What the denoiser learns from, a scalar; see `Denoiser.loss`.
@@ -315,6 +384,15 @@ class AnomalyDetector(nn.Module):
             feature = F.normalize(clusters.weight * gathered + (1 - clusters.weight) * feature, dim=-1)
         cosines = two_class_cosines(feature[:, None], text)[..., 0]
         return (self.spec.scale * cosines).softmax(1)[:, 1]
+
+    def remembered(self, aligned: Aligned) -> Remembered:
+        """What the memory keeps, and compares with."""
+        memory, tokens = self.spec.memory, aligned.tokens
+        if memory is not None and memory.features == "tokens" and tokens is not None:
+            patches, classes = (tuple(t.float() for t in tap) for tap in (tokens.patches, tokens.classes))
+            return Remembered(patches, classes, tokens.grid)
+        head = self.map_head(aligned)
+        return Remembered(head.patches, head.classes, aligned.grid)
 
     def map_head(self, aligned: Aligned) -> HeadFeatures:
         """The head that map and memory are made of."""

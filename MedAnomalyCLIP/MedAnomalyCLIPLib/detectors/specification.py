@@ -10,12 +10,13 @@ from ..clip.specification import TowerSpec
 from ..errors import BundleInvalid
 
 ADAPTERS = ("linear", "two_heads")
-PROMPTS = ("coop", "ensemble", "hybrid")
+PROMPTS = ("coop", "ensemble", "hybrid", "presets")
 POSITIONS = ("before", "around", "after")
 HEADS = ("segmentation", "detection")
 PRECISIONS = ("float32", "float16")
 FUSIONS = ("mean_then_softmax", "softmax_then_mean")
-IMAGE_SCORES = ("max_map", "mean_map", "mean_patch", "class_and_clusters")
+IMAGE_SCORES = ("max_map", "mean_map", "mean_patch", "class_and_clusters", "class_and_peak")
+REMEMBERED = ("aligned", "tokens")
 ENLARGED = ("logits", "probabilities")
 RESIZES = ("grid", "line")
 JOINS = ("zero", "norm")
@@ -32,17 +33,21 @@ class AdapterSpec:
         residual: share of each head in the stream, for "two_heads".
         map_head: which head the map is made of; a detector that was trained on labels alone, without masks,
             has learned only "detection". Of no effect for "linear", whose heads are one.
+        subdivisions: into how many rows and columns of features "linear" divides each patch.
     """
 
     kind: str = "linear"
     residual: float = 0.1
     map_head: str = "segmentation"
+    subdivisions: int = 1
 
     def __post_init__(self) -> None:
         _known(self.kind, ADAPTERS)
         _known(self.map_head, HEADS)
         if not 0 <= self.residual <= 0.5:
             raise BundleInvalid(f"The residual share must lie in [0, 0.5], not at {self.residual}")
+        if self.subdivisions < 1 or (self.subdivisions > 1 and self.kind != "linear"):
+            raise BundleInvalid("Only linear adapters divide patches, into at least one part")
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class TextSpec:
     Attributes:
         prompts: "coop", phrases beside learnable vectors, see `clip.prompts`; "ensemble", hand-written
             sentences, see `clip.ensembles`. Both are the same for every image, and stored with the detector.
-            "hybrid", sentences into which deep vectors are written that the image takes part in, see
-            `detectors.text`; such a detector has a text tower.
+            "presets", sentences that both towers were trained with, about images of any kind and about each
+            of the detector's presets; stored too. "hybrid", sentences into which deep vectors are written
+            that the image takes part in, see `detectors.text`; such a detector has a text tower.
         normal, abnormal: phrases, for "coop".
         length: learnable vectors beside each phrase, for "coop".
         position: where they stand, "before", "around" or "after" the phrase.
@@ -190,17 +196,59 @@ class MemorySpec:
         class_token: whether class tokens are kept beside patches. MVFA's published code does so, although it
             never asks for one.
         precision: "float32", or "float16" to store the rows in half the space.
+        features: what is kept: "aligned", what the map is made of (MVFA), or "tokens", what the tower gives,
+            which knows more than normal and abnormal (PatchCore, Roth et al., CVPR 2022).
     """
 
     rows: int
     weight: float = 0.5
     class_token: bool = False
     precision: str = "float32"
+    features: str = "aligned"
 
     def __post_init__(self) -> None:
         _known(self.precision, PRECISIONS)
+        _known(self.features, REMEMBERED)
         if self.rows < 1 or not 0 <= self.weight <= 1:
             raise BundleInvalid("A memory needs at least one row and a weight in [0, 1]")
+
+
+@dataclass(frozen=True)
+class PresetSpec:
+    """One kind of image that a detector has sentences of its own for.
+
+    Attributes:
+        name: short, as options and scripts write it, for example "brain-mr".
+        title: as readers see it, for example "Brain, MR".
+        modalities: families of the modality, as `records.modality_family` calls them.
+        part: what the images show, as sentences call it.
+        aliases: other words for the part, as headers and file names write it.
+    """
+
+    name: str
+    title: str
+    modalities: tuple[str, ...]
+    part: str
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.name and self.title and self.part and self.modalities):
+            raise BundleInvalid("A preset needs a name, a title, a modality and what the images show")
+
+
+@dataclass(frozen=True)
+class FamiliaritySpec:
+    """What a detector remembers of the look of the images that it learned from, see `familiarity`.
+
+    Attributes:
+        rows: images kept.
+    """
+
+    rows: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise BundleInvalid("Familiarity needs at least one image")
 
 
 @dataclass(frozen=True)
@@ -213,7 +261,8 @@ class DetectorSpec:
         fusion: order of averaging over taps and softmax, see `scoring.anomaly_map`.
         image_score: how an image gets its score: "max_map" and "mean_map" of its map; "mean_patch", mean
             probability of its patches in the detection head; "class_and_clusters", probability of a feature
-            made of its class token and of clusters of its most abnormal patches.
+            made of its class token and of clusters of its most abnormal patches; "class_and_peak", that of
+            the class token alone, averaged with the highest value of the map.
         smoothing: sigma in network pixels of the Gaussian that smooths the map.
         adapter: what aligns tokens with text.
         text: what the text features are made from.
@@ -223,6 +272,9 @@ class DetectorSpec:
         clusters: numbers of "class_and_clusters".
         enlarged: what is brought from patches to pixels, see `scoring.anomaly_map`.
         denoiser: what tapped patch tokens pass before linear adapters, if anything.
+        peak_weight: of the map's highest value in "class_and_peak"; the class token's is 1 - weight.
+        presets: kinds of images with text features of their own; others are read with those for all.
+        familiarity: what tells images that are unlike those it learned from, if anything.
     """
 
     tower: TowerSpec
@@ -238,6 +290,9 @@ class DetectorSpec:
     clusters: ClusterSpec = field(default_factory=ClusterSpec)
     enlarged: str = "logits"
     denoiser: DenoiserSpec | None = None
+    peak_weight: float = 0.5
+    presets: tuple[PresetSpec, ...] = ()
+    familiarity: FamiliaritySpec | None = None
 
     def __post_init__(self) -> None:
         _known(self.fusion, FUSIONS)
@@ -252,6 +307,12 @@ class DetectorSpec:
             raise BundleInvalid(
                 "A denoiser stands between taps and linear adapters; adapters in the stream leave it no place"
             )
+        if self.memory is not None and self.memory.features == "tokens" and self.adapter.kind != "linear":
+            raise BundleInvalid("Only beside linear adapters can a memory keep the tower's own tokens")
+        if not 0 <= self.peak_weight <= 1:
+            raise BundleInvalid(f"The weight of the peak must lie in [0, 1], not at {self.peak_weight}")
+        if len({preset.name for preset in self.presets}) < len(self.presets):
+            raise BundleInvalid("Two presets of the detector have the same name")
         if not self.scale > 0 or not self.smoothing >= 0:
             raise BundleInvalid("The detector's scale must be positive and its smoothing not negative")
 

@@ -82,10 +82,10 @@ def remember(
 
 def memory_rows(detector: AnomalyDetector, aligned: Aligned) -> list[Tensor]:
     """What a memory keeps of B images, for each tap (B * N, E), class tokens first where it keeps them."""
-    head = detector.map_head(aligned)
-    rows = [patches.flatten(0, 1) for patches in head.patches]
+    kept = detector.remembered(aligned)
+    rows = [patches.flatten(0, 1) for patches in kept.patches]
     if detector.spec.memory is not None and detector.spec.memory.class_token:
-        rows = [torch.cat([c, p]) for c, p in zip(head.classes, rows, strict=True)]
+        rows = [torch.cat([c, p]) for c, p in zip(kept.classes, rows, strict=True)]
     return rows
 
 
@@ -110,7 +110,7 @@ def _joined(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 def _distances(detector: AnomalyDetector, aligned: Aligned, rows: Sequence[Tensor]) -> list[Tensor]:
     """Of B images' patches to rows of each tap, L times (B, N)."""
-    patches = detector.map_head(aligned).patches
+    patches = detector.remembered(aligned).patches
     return [nearest_distance(f, r) for f, r in zip(patches, rows, strict=True)]
 
 
@@ -118,10 +118,10 @@ def _evidence(
     detector: AnomalyDetector, aligned: Aligned, valid: Tensor, distances: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Map values of text and memory where the image is, and their scores."""
-    text = detector.text_features(aligned)
+    text, grid = detector.text_features(aligned), detector.remembered(aligned).grid
     return (
         detector.map_features(aligned, text)[valid],
-        detector.distance_map(distances, aligned.grid)[valid],
-        detector.patch_score(aligned, text, valid),
-        detector.distance_score(distances, aligned.grid, valid),
+        detector.distance_map(distances, grid)[valid],
+        detector.text_score(aligned, text, valid),
+        detector.distance_score(distances, grid, valid),
     )

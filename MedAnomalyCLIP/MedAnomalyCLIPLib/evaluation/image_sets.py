@@ -6,6 +6,7 @@ and those of trivial baselines beside them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from ..datasets.records import ImageRecord
 from ..detection import SliceDetector
 from ..errors import Cancelled
 from ..overlay import display_window
+from ..prompt import Prompt
 from ..result import AnomalyResult
 from .baselines import PIXEL_BASELINES, image_baselines, pixel_baseline
 from .bootstrap import Interval, figures_in_parts, intervals, resampling_weights
@@ -73,18 +75,23 @@ def detect_records(
     on_progress: Callable[[int, int], None] | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> list[AnomalyResult]:
-    """Results in the order of the records.
+    """Results in the order of the records, each with the detector's preset for what the record shows.
 
     Raises:
         Cancelled: `is_cancelled`, asked after each image, said so.
     """
     results: list[AnomalyResult] = []
-    for result in detector.detect_many(planes_of(records), batch_size=16):
-        results.append(result)
-        if on_progress is not None:
-            on_progress(len(results), len(records))
-        if is_cancelled is not None and is_cancelled():
-            raise Cancelled(f"Stopped after {len(results)} of {len(records)} images")
+
+    def preset_of(record: ImageRecord) -> str:
+        return detector.guess_preset(record.modality, record.body_part)
+
+    for preset, alike in itertools.groupby(records, preset_of):
+        for result in detector.detect_many(planes_of(alike), prompt=Prompt(preset), batch_size=16):
+            results.append(result)
+            if on_progress is not None:
+                on_progress(len(results), len(records))
+            if is_cancelled is not None and is_cancelled():
+                raise Cancelled(f"Stopped after {len(results)} of {len(records)} images")
     return results
 
 

@@ -23,11 +23,15 @@ def random_view(images: Tensor, side: int, generator: torch.Generator) -> Tensor
     return random_appearance(views, generator)
 
 
-def random_placement(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+def random_placement(
+    images: Tensor, side: int, generator: torch.Generator, inner: Tensor | None = None
+) -> Tensor:
     """Random crop of 40 to 120 % of the area, rotation within 25 degrees, left-right mirror.
 
     Shapes:
         images: (B, C, H, W); channels that belong together, as an image and its mask, move together.
+        inner: (B,) share of each side that the crop is taken from, at the centre, so that padding, which can
+            tell a class by a picture's shape, is not seen; None for all.
         returns: (B, C, side, side).
     """
     count, channels = images.shape[:2]
@@ -40,6 +44,8 @@ def random_placement(images: Tensor, side: int, generator: torch.Generator) -> T
     angle = uniform(-25.0, 25.0) * (math.pi / 180)
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
     room = (1 - scale).clamp(min=0)
+    if inner is not None:
+        scale, room = scale * inner, room * inner
     matrix = torch.zeros(count, 2, 3)
     matrix[:, 0, 0] = scale * aspect * angle.cos() * mirror
     matrix[:, 0, 1] = -scale * angle.sin()
@@ -52,19 +58,38 @@ def random_placement(images: Tensor, side: int, generator: torch.Generator) -> T
 
 
 def random_appearance(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random gamma, contrast, slow shading across the picture, inversion, blur and noise; stays in [0, 1]."""
+    """What scanners and their settings change in a picture, so that no scanner's look is learned as disease.
+
+    Window, gamma, contrast, slow shading across the picture (bias field), inversion, loss of resolution, blur
+    and noise, all random.
+
+    Shapes:
+        images: (B, C, S, S) in [0, 1]; so is what is returned.
+    """
     count = images.shape[0]
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)
 
+    def sometimes(odds: float, changed: Tensor, same: Tensor) -> Tensor:
+        return torch.where(torch.rand(count, 1, 1, 1, generator=generator) < odds, changed, same)
+
+    low, high = uniform(-0.05, 0.12), uniform(0.8, 1.05)
+    images = sometimes(0.4, (images - low) / (high - low), images)
     images = images.clamp(0, 1) ** uniform(-0.5, 0.5).exp()
     images = images * uniform(0.7, 1.25) + uniform(-0.08, 0.08)
     shading = torch.randn(count, 1, 3, 3, generator=generator) * 0.12
     images = images * (1 + F.interpolate(shading, size=images.shape[-2:], mode="bicubic", align_corners=True))
-    images = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.08, 1 - images, images)
+    images = sometimes(0.08, 1 - images, images)
+    images = sometimes(0.2, _coarser(images, int(torch.randint(2, 4, (), generator=generator))), images)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    images = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.25, blurred, images)
+    images = sometimes(0.25, blurred, images)
     noise = torch.randn(images.shape[0], 1, *images.shape[-2:], generator=generator)
     images = images + noise * uniform(0, 0.04)
     return images.clamp(0, 1)
+
+
+def _coarser(images: Tensor, factor: int) -> Tensor:
+    """What is left of images that were once sampled this many times more coarsely."""
+    small = F.interpolate(images, scale_factor=1 / factor, mode="bilinear", antialias=True)
+    return F.interpolate(small, size=images.shape[-2:], mode="bilinear", align_corners=False)

@@ -33,6 +33,34 @@ _FRAMES_WITHOUT_FINDING = (
 )
 
 
+_FRAMES_WITHOUT_SUBJECT = (
+    "{finding}",
+    "medical image, {finding}",
+    "a medical image, {finding}",
+    "{finding} image",
+)
+
+
+def state_sentences(family: str, part: str, *, abnormal: bool) -> list[str]:
+    """All sentences that call an image of a kind normal, or abnormal.
+
+    Args:
+        family: of the modality, see `records.modality_family`; empty for any.
+        part: of the body; empty for sentences about images of any kind.
+        abnormal: which of the two.
+    """
+    findings = _ABNORMAL if abnormal else _NORMAL
+    if not part:
+        return [frame.format(finding=finding) for frame in _FRAMES_WITHOUT_SUBJECT for finding in findings]
+    images = _MODALITIES.get(family, (f"{family} image".strip(),))
+    return [
+        frame.format(image=image, part=part, view="", finding=finding)
+        for frame in _FRAMES
+        for image in images
+        for finding in findings
+    ]
+
+
 def subject(record: ImageRecord) -> tuple[str, str, str]:
     """What two images must share to count as described by the same sentence: modality, part, finding."""
     finding = {None: "", False: "normal", True: record.findings or "abnormal"}[record.abnormal]

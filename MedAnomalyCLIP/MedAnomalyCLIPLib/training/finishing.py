@@ -16,6 +16,7 @@ from ..bundle import (
     Bundle,
     BundleManifest,
     NormalReference,
+    PresetCalibration,
     TrainingSource,
     save_bundle,
 )
@@ -36,6 +37,8 @@ from .run_folder import UNCALIBRATED
 
 NORMAL_PIXELS_BELOW = 0.995  # share of normal pixels below the threshold where no lesion is outlined
 NORMAL_IMAGES_BELOW = 0.95
+FAMILIAR_BELOW = 0.99
+FEWEST_NORMAL = 10  # images, below which a reference would say more than it knows
 
 
 class HeldOut(NamedTuple):
@@ -110,12 +113,39 @@ def calibrate(
 ) -> BundleManifest:
     """Thresholds and the normal reference from labelled images, through the door that every face takes."""
     results = detect_records(detector, records, on_progress, is_cancelled)
+    presets = [detector.guess_preset(record.modality, record.body_part) for record in records]
+    calibrations = []
+    for preset in detector.presets:
+        chosen = [i for i, name in enumerate(presets) if name == preset.name]
+        own, found = [records[i] for i in chosen], [results[i] for i in chosen]
+        normal = [r.score for r, record in zip(found, own, strict=True) if record.abnormal is False]
+        if len(normal) >= FEWEST_NORMAL:
+            words = f"{len(normal)} normal validation images of {_sets(own)}"
+            calibrations.append(
+                PresetCalibration(
+                    preset.name,
+                    _pixel_threshold(own, found),
+                    float(np.quantile(normal, NORMAL_IMAGES_BELOW)),
+                    NormalReference(words, tuple(sorted(normal))),
+                )
+            )
     normal = [r.score for r, record in zip(results, records, strict=True) if record.abnormal is False]
-    sets = ", ".join(dict.fromkeys(record.set for record in records))
     return replace(
-        with_reference(manifest, normal, f"{len(normal)} normal validation images of {sets}"),
+        with_reference(manifest, normal, f"{len(normal)} normal validation images of {_sets(records)}"),
         threshold=_pixel_threshold(records, results),
+        calibrations=tuple(calibrations),
+        unlike_threshold=_unlike_threshold(results),
     )
+
+
+def _sets(records: Sequence[ImageRecord]) -> str:
+    return ", ".join(dict.fromkeys(record.set for record in records))
+
+
+def _unlike_threshold(results: Sequence[AnomalyResult]) -> float | None:
+    """Distance from the training images that nearly all of these images of the same kinds stay below."""
+    distances = [result.unlikeness for result in results if result.unlikeness is not None]
+    return float(np.quantile(distances, FAMILIAR_BELOW)) if distances else None
 
 
 def with_reference(manifest: BundleManifest, scores: Sequence[float], description: str) -> BundleManifest:

@@ -22,7 +22,8 @@ from .prepared import network_input
 from .recipe import Recipe
 from .tower_cache import TowerCache
 
-FROZEN = ("tower", "memory", "map_fusion", "score_fusion")  # the last three are filled from support images
+# All but the first are filled from images, when everything else is learned.
+FROZEN = ("tower", "memory", "map_fusion", "score_fusion", "familiarity")
 
 
 class Learner(nn.Module):
@@ -86,6 +87,10 @@ class Learner(nn.Module):
         if text.prompts == "coop":
             self.prompts = create_prompts(text, tower, self.clip)
             return
+        if text.prompts == "presets":
+            raise InvalidRequest(
+                "Text about presets is learned together with the towers; start from a detector that has it"
+            )
         ensembles = [sentence_ensemble(replace(text, name=name), tower) for name in names]
         if text.prompts == "ensemble":
             self.banks = torch.stack([ensemble(self.clip) for ensemble in ensembles])

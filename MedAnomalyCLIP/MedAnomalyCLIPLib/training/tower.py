@@ -7,7 +7,7 @@ interrupted or not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..clip.specification import TowerSpec
 from ..clip.tokenizer import create_tokenizer
-from ..clip.towers import TappedClipViT, create_clip
+from ..clip.towers import TappedClipViT, clip_with_state, create_clip
 from ..datasets.records import ImageRecord
 from ..errors import InvalidRequest
 from .augmentation import random_appearance, random_placement
@@ -38,8 +38,11 @@ class TowerTraining:
 
     Attributes:
         steps: optimizer steps.
+        side: of the images in pixels. A tower learns faster from small ones, and its positions are fitted to
+            the size that it is used at.
         batch_size: images per step.
-        learning_rate: highest rate of AdamW, reached after `warmup` steps, then a half cosine to zero.
+        learning_rate: highest rate of AdamW, reached after `warmup` steps, then a half cosine.
+        horizon: step at which the rate would be zero; a training that another one goes on from ends before.
         weight_decay: of all weights of two or more dimensions.
         contrastive_weight: weight of the image-sentence loss beside the distillation loss.
         ema_decay: decay of the running average of weights, which is what training returns.
@@ -47,7 +50,9 @@ class TowerTraining:
         seed: of batches, views and sentences.
     """
 
-    steps: int = 700
+    steps: int = 800
+    horizon: int = 1200
+    side: int = 160
     batch_size: int = 48
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -107,9 +112,13 @@ def train_tower(
     checkpoint: Path,
     *,
     device: torch.device,
+    weights: Mapping[str, Tensor] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> nn.Module:
+) -> DistillingClip:
     """Train both towers, going on from `checkpoint` when it exists.
+
+    The teacher sees each view as it was placed, the student with another appearance: so the student learns
+    features that do not depend on it.
 
     Args:
         spec: the architecture; four taps, one for each depth of the teacher.
@@ -119,25 +128,29 @@ def train_tower(
         training: numbers of the recipe.
         checkpoint: file that is written every `checkpoint_every` steps and at the end.
         device: where to run.
+        weights: of both towers to begin with; None for random ones.
         on_step: called with the step, from 1, and the loss terms.
 
     Raises:
         InvalidRequest: the checkpoint was trained with other settings.
 
     Returns:
-        The open_clip model with averaged weights, on the CPU.
+        Both towers and the heads of the distillation, with averaged weights, on the CPU.
     """
     torch.manual_seed(training.seed)
-    student = DistillingClip(spec).to(device)
+    student = DistillingClip(spec)
+    if weights is not None:
+        student.clip.load_state_dict(clip_with_state(spec, dict(weights), "the start").state_dict())
+    student = student.to(device)
     # Running statistics of the stem are averages already: they are copied, not averaged again.
     average: Any = AveragedModel(
         student, multi_avg_fn=get_ema_multi_avg_fn(training.ema_decay), use_buffers=False
     )
-    grid = student.clip.visual.grid_size
-    teacher = Teacher(teacher_weights, (int(grid[0]), int(grid[1]))).to(device)
+    grid = training.side // int(student.clip.visual.patch_size[0])
+    teacher = Teacher(teacher_weights, (grid, grid)).to(device)
     batches = _Batches(records, images, spec, training)
     teacher.fit_statistics(batches.plain_sample(384).to(device))
-    optimizer = torch.optim.AdamW(_parameter_groups(student, training.weight_decay), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(parameter_groups(student, training.weight_decay), betas=(0.9, 0.98))
     modules = {"student": student, "average": average}
     settings = {k: v for k, v in asdict(training).items() if k != "checkpoint_every"}
     start = 0
@@ -153,14 +166,14 @@ def train_tower(
     student.train()
     for step in range(start + 1, training.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(step, training)
-        views, tokens, same = (t.to(device, non_blocking=True) for t in batches.draw(step))
+            group["lr"] = learning_rate(step, training.horizon, training.warmup, training.learning_rate)
+        plain, views, tokens, same = (t.to(device, non_blocking=True) for t in batches.draw(step))
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            targets, pooled_target = teacher(views)
+            targets, pooled_target = teacher(plain)
             dense, pooled, image, sentence = student((views - mean) / std, tokens)
         pairs = enumerate(zip(dense, targets, strict=True), start=1)
-        terms = {f"tap{i}": _cosine_distance(p, t) for i, (p, t) in pairs}
-        terms["pooled"] = _cosine_distance(pooled, pooled_target)
+        terms = {f"tap{i}": cosine_distance(p, t) for i, (p, t) in pairs}
+        terms["pooled"] = cosine_distance(pooled, pooled_target)
         scale = student.clip.logit_scale.clamp(max=math.log(100)).exp()
         terms["contrastive"] = contrastive_loss(image.float(), sentence.float(), same, scale)
         distillation = sum(terms[k] for k in terms if k != "contrastive")
@@ -174,7 +187,7 @@ def train_tower(
             on_step(step, {name: term.item() for name, term in {"loss": loss.detach(), **terms}.items()})
         if step % training.checkpoint_every == 0 or step == training.steps:
             save_checkpoint(checkpoint, modules, optimizer, {"step": step, "settings": settings})
-    return average.module.clip.cpu().eval()
+    return average.module.cpu().eval()
 
 
 class _Batches:
@@ -183,7 +196,7 @@ class _Batches:
     def __init__(
         self, records: Sequence[ImageRecord], images: np.ndarray, spec: TowerSpec, training: TowerTraining
     ) -> None:
-        self.records, self.images, self.training, self.side = records, images, training, spec.image_size
+        self.records, self.images, self.training, self.side = records, images, training, training.side
         self.tokenize = create_tokenizer(spec)
         subjects = [subject(record) for record in records]
         numbers = {value: number for number, value in enumerate(dict.fromkeys(subjects))}
@@ -194,16 +207,18 @@ class _Batches:
         weights = np.array([counts[name] ** -0.5 for name in sets])
         self.probability = weights / weights.sum()
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Views (B, 3, S, S) in [0, 1], sentence tokens (B, T), and which pairs share a subject (B, B)."""
+    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Views (B, 3, S, S) in [0, 1], the same with another appearance, sentence tokens (B, T), and which
+        pairs share a subject (B, B)."""
         rng = np.random.default_rng([self.training.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = rng.choice(len(self.records), self.training.batch_size, replace=False, p=self.probability)
         raw = torch.from_numpy(np.stack([self.images[i] for i in chosen])).float() / 255
-        views = random_appearance(random_placement(raw, self.side, generator), generator)
+        plain = random_placement(raw, self.side, generator)
+        views = random_appearance(plain, generator)
         tokens = self.tokenize([caption(self.records[i], rng) for i in chosen])
         subjects = self.subject[torch.from_numpy(chosen)]
-        return views, tokens, subjects[:, None] == subjects[None, :]
+        return plain, views, tokens, subjects[:, None] == subjects[None, :]
 
     def plain_sample(self, count: int) -> Tensor:
         """(count, 3, S, S) images in [0, 1] as they are, for statistics."""
@@ -215,18 +230,21 @@ class _Batches:
         return F.interpolate(raw, size=self.side, mode="bilinear", antialias=True)
 
 
-def _cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
+def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean of 1 - cosine over all but the last dimension, a scalar."""
     return (1 - F.cosine_similarity(prediction.float(), target.float(), dim=-1)).mean()
 
 
-def _learning_rate(step: int, training: TowerTraining) -> float:
-    if step <= training.warmup:
-        return training.learning_rate * step / training.warmup
-    progress = (step - training.warmup) / max(1, training.steps - training.warmup)
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
+    """Rate in a step, from 1: a straight line up to the highest at `warmup`, then half a cosine to zero."""
+    if step <= warmup:
+        return highest * step / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return highest * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Weights that decay, those of two or more dimensions, and the others."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},

@@ -182,7 +182,8 @@ class _Run:
         if memory is None:
             return
         grid = patch_grid(tower)
-        patches = grid[0] * grid[1] + memory.class_token
+        parts = self.recipe.detector.adapter.subdivisions**2 if memory.features == "aligned" else 1
+        patches = grid[0] * grid[1] * parts + memory.class_token
         available = int((~self.training.abnormal).sum()) * patches
         memory = replace(memory, rows=min(memory.rows, available))
         self.recipe = replace(self.recipe, detector=replace(self.recipe.detector, memory=memory))

@@ -1,0 +1,209 @@
+"""Batches of the joint training: outlined lesions, painted ones, and whatever else is known of images.
+
+Packed images and their records in; pictures with all that the losses ask for out. A batch depends on seed and
+step alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datasets.records import ImageRecord, modality_family
+from ..synthesis import AnomalySynthesizer, SynthesisConfig, foreground, sample_generator
+from .augmentation import random_appearance, random_placement
+from .captions import caption, subject
+
+# Collections whose images nobody labelled, but which hold no lesions as far as their sources tell.
+HEALTHY_COLLECTIONS = (
+    "templates",
+    "totalseg_ct",
+    "slicer_cthead_dicom",
+    "mednist_abdomen_ct",
+    "mednist_chest_ct",
+    "mednist_breast_mr",
+    "mednist_hand_xray",
+)
+# Collections whose normal and abnormal images come from different sources, so that labels tell the source.
+LABELS_TELL_THE_SOURCE = ("fundus_glaucoma_dr", "brain_mr_4class", "chest_ct_cancer", "blood_smear_rbc")
+ANATOMY = ("MR", "CT", "US", "XR", "fundus")
+
+
+class JointBatch(NamedTuple):
+    """Images and what is known of them.
+
+    Attributes:
+        plain: (B, 3, S, S) in [0, 1], before their appearance was changed; what the teacher sees.
+        pictures: (B, 3, S, S) in [0, 1].
+        masks: (B, S, S) bool, lesions.
+        has_mask: (B,) bool, whether the mask is known.
+        abnormal: (B,) float, 1 for abnormal.
+        has_label: (B,) bool, whether that is known.
+        subjects: (B,) which images share a caption's subject, as numbers.
+        captions: B sentences.
+        kinds: (family of the modality, body part) of each image.
+    """
+
+    plain: Tensor
+    pictures: Tensor
+    masks: Tensor
+    has_mask: Tensor
+    abnormal: Tensor
+    has_label: Tensor
+    subjects: Tensor
+    captions: list[str]
+    kinds: list[tuple[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class AnomalyImages:
+    """What is learned from, in memory.
+
+    Attributes:
+        records: what is known of each image.
+        images: (N, 3, H, W) uint8, padded to squares.
+        masks: {index: (H, W) bool}, outlined lesions.
+        inner: (N,) side of the largest square inside the picture, as a share of its padded square.
+    """
+
+    records: Sequence[ImageRecord]
+    images: np.ndarray
+    masks: dict[int, np.ndarray]
+    inner: np.ndarray
+
+
+def can_be_painted(record: ImageRecord) -> bool:
+    """Whether an image shows anatomy without a lesion, so that what is painted on it is the only one."""
+    healthy = record.abnormal is False or record.set in HEALTHY_COLLECTIONS
+    return healthy and modality_family(record.modality) in ANATOMY and record.set != "chest_ct_cancer"
+
+
+def tells_normal(record: ImageRecord) -> bool:
+    """Whether an image's label is one of the image, and not of its source."""
+    return record.abnormal is not None and record.set not in LABELS_TELL_THE_SOURCE
+
+
+class JointBatches:
+    """Draws batches of three parts: outlined lesions, images to paint on, and any images.
+
+    Args:
+        images: what is learned from.
+        outlined: images with outlined lesions in a batch.
+        painted: images without lesions in a batch, most of them painted on.
+        others: images of all kinds in a batch, those with labels twice as often.
+        synthesis: which lesions are painted.
+        seed: of everything random.
+    """
+
+    def __init__(
+        self,
+        images: AnomalyImages,
+        *,
+        outlined: int,
+        painted: int,
+        others: int,
+        synthesis: SynthesisConfig,
+        seed: int,
+    ) -> None:
+        self.images, self.seed = images, seed
+        records = images.records
+        self.synthesizer = AnomalySynthesizer(synthesis)
+        self.lesions = sorted(images.masks)
+        self.normal = [i for i, record in enumerate(records) if can_be_painted(record)]
+        everything = range(len(records))
+        attention = np.array([1.0 + tells_normal(record) for record in records])
+        self.parts = (
+            _Part(self.lesions, _odds(records, self.lesions), outlined if self.lesions else 0),
+            _Part(self.normal, _odds(records, self.normal), painted),
+            _Part(everything, _odds(records, everything, attention), others),
+        )
+        names = [subject(record) for record in records]
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        self.subject = torch.tensor([numbers[name] for name in names])
+        self.painted_subject = len(numbers)
+
+    def draw(self, step: int, side: int) -> JointBatch:
+        """The batch of a step, in pictures of this side."""
+        rng = np.random.default_rng([self.seed, step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        chosen = np.concatenate([part.draw(rng) for part in self.parts])
+        first, behind = self.parts[0].count, self.parts[0].count + self.parts[1].count
+        records = [self.images.records[i] for i in chosen]
+        masks = np.stack([self._mask(i) for i in chosen])
+        raw = torch.from_numpy(self.images.images[chosen]).float() / 255
+        cropped = torch.rand(len(chosen), generator=generator) < 0.5
+        inner = torch.where(cropped, torch.from_numpy(self.images.inner[chosen]), torch.ones(()))
+        pair = torch.cat([raw, torch.from_numpy(masks)[:, None].float()], dim=1)
+        placed = random_placement(pair, side, generator, inner)
+        plain, mask = placed[:, :3].contiguous(), placed[:, 3] > 0.5
+        abnormal = torch.tensor([float(bool(r.abnormal)) for r in records])
+        has_label = torch.tensor([tells_normal(r) or can_be_painted(r) for r in records])
+        has_mask = torch.tensor([self._mask_is_known(i) for i in chosen])
+        subjects = self.subject[torch.from_numpy(chosen)].clone()
+        captions = [caption(r, rng) for r in records]
+        for place in range(first, behind):
+            lesion = self._paint(plain[place], step, place)
+            if lesion is not None:
+                image, where = lesion
+                plain[place], mask[place], abnormal[place] = image, where, 1.0
+                subjects[place] = self.painted_subject + place  # its caption may no longer be true
+        # A lesion that was moved out of the picture leaves no abnormal one behind that could be known.
+        gone = (torch.arange(len(chosen)) < first) & ~mask.flatten(1).any(1)
+        has_label &= ~gone
+        return JointBatch(
+            plain,
+            random_appearance(plain, generator),
+            mask,
+            has_mask,
+            abnormal,
+            has_label,
+            subjects,
+            captions,
+            [(modality_family(r.modality), r.body_part.split(",")[0]) for r in records],
+        )
+
+    def _mask(self, index: int) -> np.ndarray:
+        empty = np.zeros(self.images.images.shape[-2:], bool)
+        return self.images.masks.get(int(index), empty)
+
+    def _mask_is_known(self, index: int) -> bool:
+        return int(index) in self.images.masks or can_be_painted(self.images.records[index])
+
+    def _paint(self, image: Tensor, step: int, place: int) -> tuple[Tensor, Tensor] | None:
+        """(3, S, S) picture with a lesion and (S, S) its mask; None when it was left as it is."""
+        grey = image.mean(0).clamp(0, 1).numpy()
+        rng = sample_generator(self.seed, step, place)
+        support = self.images.images[int(self.parts[1].draw(rng, 1)[0])].mean(0) / 255
+        anomaly = self.synthesizer(grey, foreground(grey), rng, [support.astype(np.float32)])
+        if not anomaly.mask.any():
+            return None
+        change = torch.from_numpy(anomaly.image - grey)
+        return (image + change).clamp(0, 1), torch.from_numpy(anomaly.mask)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One part of each batch: images, their odds, how many are drawn."""
+
+    images: Sequence[int]
+    odds: np.ndarray
+    count: int
+
+    def draw(self, rng: np.random.Generator, count: int | None = None) -> np.ndarray:
+        count = self.count if count is None else count
+        return rng.choice(np.asarray(self.images, int), count, replace=False, p=self.odds)
+
+
+def _odds(
+    records: Sequence[ImageRecord], chosen: Sequence[int], attention: np.ndarray | None = None
+) -> np.ndarray:
+    """Odds of drawing each image: a collection counts with the square root of its size."""
+    sets = [records[i].set for i in chosen]
+    counts = {name: sets.count(name) for name in set(sets)}
+    odds = np.array([counts[name] ** -0.5 for name in sets]) * (1.0 if attention is None else attention)
+    return odds / odds.sum() if len(odds) else odds
