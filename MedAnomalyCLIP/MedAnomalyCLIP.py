@@ -24,6 +24,17 @@ from MedAnomalyCLIPLib.errors import Cancelled, InvalidRequest, MedAnomalyCLIPEr
 
 POLL_INTERVAL_MS = 50
 PLANE_LABEL_DELAY_MS = 150
+HOMEPAGE = "https://github.com/MedAnomalyCLIP/SlicerMedAnomalyCLIP"
+PAPERS = (
+    "MVFA: C. Huang et al., Adapting Visual-Language Models for Generalizable Anomaly Detection in Medical"
+    " Images, CVPR 2024.",
+    "MediCLIP: X. Zhang et al., MediCLIP: Adapting CLIP for Few-shot Medical Image Anomaly Detection,"
+    " MICCAI 2024.",
+    "AdaCLIP: Y. Cao et al., AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Zero-Shot Anomaly"
+    " Detection, ECCV 2024.",
+    "CLIP: A. Radford et al., Learning Transferable Visual Models From Natural Language Supervision,"
+    " ICML 2021.",
+)
 
 
 class MedAnomalyCLIP(ScriptedLoadableModule):
@@ -38,13 +49,22 @@ class MedAnomalyCLIP(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Looks for abnormalities in the slice that a view shows, and returns an anomaly score, a heat map"
             " over that slice, and a segment. Choose a volume, move a slice view to the slice in question and"
-            " click Detect. Works on aligned and tilted views and on transformed volumes."
+            " click Detect. Works on aligned and tilted views and on transformed volumes. The section Setup"
+            " installs the Python packages that are missing."
             "<p>Research use only. A candidate, not a diagnosis.</p>"
-        )
+            '<p><a href="{address}">Documentation and tutorial</a></p>'
+        ).format(address=f"{HOMEPAGE}#readme")
         self.parent.acknowledgementText = _(
-            "The detectors follow MVFA (Huang et al., CVPR 2024) and MediCLIP (Zhang et al., MICCAI 2024)."
-            " Built on MONAI, PyTorch and OpenCLIP."
-        )
+            "If you use it in your work, please cite this extension ({address}) and the method of the"
+            " detector you used:{papers}Built on MONAI, PyTorch and OpenCLIP."
+        ).format(address=HOMEPAGE, papers="".join(f"<p>{paper}</p>" for paper in PAPERS))
+        slicer.app.connect("startupCompleted()", _registerSampleData)
+
+
+def _registerSampleData():
+    from MedAnomalyCLIPLib.panel_samples import register_samples
+
+    register_samples()
 
 
 @parameterNodeWrapper

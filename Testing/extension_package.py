@@ -4,10 +4,10 @@
     python Testing/extension_package.py --os win --slicer-version 5.10
     python Testing/extension_package.py --os macosx --arch arm64 --slicer-revision 34000
 
-What CPack makes of the extension in a build tree of Slicer, without Slicer, CMake or a compiler: the module is
-Python only. Name and folders follow Slicer's SlicerExtensionCPack.cmake, the description file its
-extension_description.s4ext.in. Compiled .pyc files are left out; Python makes them itself. The same sources give
-the same bytes.
+What CPack makes of the extension in a build tree of Slicer, without Slicer, CMake or a compiler: the module
+is Python only. Name and folders follow Slicer's SlicerExtensionCPack.cmake, the description file its
+extension_description.s4ext.in. Compiled .pyc files are left out; Python makes them itself. The same sources
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Target:
     Attributes:
         version: major and minor; Slicer looks for modules in folders that are named after it.
         system, arch: as Slicer calls them.
-        revision: of that build of Slicer, from its About dialog. Part of the archive's name; on macOS also of a
-            folder in it, where it has to be right. Elsewhere Slicer does not look at it.
+        revision: of that build of Slicer, from its About dialog. Part of the archive's name; on macOS also
+            of a folder in it, where it has to be right. Elsewhere Slicer does not look at it.
     """
 
     version: str = "5.12"
@@ -80,7 +80,11 @@ class Source:
     def of_checkout(cls, folder: Path = ROOT) -> Source:
         try:
             said = subprocess.run(
-                ["git", "log", "-1", "--format=%h %cs"], cwd=folder, capture_output=True, text=True, check=True
+                ["git", "log", "-1", "--format=%h %cs"],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=True,
             )
         except (OSError, subprocess.CalledProcessError):
             return cls()
@@ -107,7 +111,7 @@ def package_files(target: Target, source: Source) -> dict[str, bytes]:
 
 
 def description(source: Source) -> str:
-    """The description that Slicer reads when it installs the archive: a keyword and its value in each line."""
+    """The description that Slicer reads when it installs the archive: keyword and value in each line."""
     cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
     said = dict(re.findall(r'^set\(EXTENSION_(\w+) "([^"\n]*)"\)$', cmake, re.MULTILINE))
     values = {
@@ -173,7 +177,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "dist", help="folder to write to (dist)")
     parser.add_argument("--slicer-version", default=Target.version, help="5.12 if left out")
-    parser.add_argument("--slicer-revision", default="", help="as Slicer's About dialog says; needed for macOS")
+    parser.add_argument(
+        "--slicer-revision", default="", help="as Slicer's About dialog says; needed for macOS"
+    )
     parser.add_argument("--os", choices=SYSTEMS, default=Target.system)
     parser.add_argument("--arch", help="amd64 or arm64; the usual one of the system if left out")
     arguments = parser.parse_args(argv)

@@ -112,7 +112,15 @@ def test_description_says_what_cmake_says(unpacked):
     lines = (unpacked / "share/Slicer-5.12/MedAnomalyCLIP.s4ext").read_text().splitlines()
     said = dict(line.partition(" ")[::2] for line in lines)
     cmake = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
-    for key in ("homepage", "category", "contributors", "description", "iconurl", "screenshoturls", "depends"):
+    for key in (
+        "homepage",
+        "category",
+        "contributors",
+        "description",
+        "iconurl",
+        "screenshoturls",
+        "depends",
+    ):
         assert f'set(EXTENSION_{key.upper()} "{said[key]}")' in cmake
     assert said["scmrevision"] == "1a2b3c4"
     assert said["enabled"] == "1"
