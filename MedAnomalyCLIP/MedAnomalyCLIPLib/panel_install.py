@@ -123,8 +123,8 @@ class Installer:
         if plan.blocked:
             words = _(
                 "This Slicer has packages that are too old: {names} is needed. They are not replaced,"
-                " since other parts of Slicer rely on them. Use a newer Slicer; for torch, uninstall it in the module"
-                " PyTorch Utils, restart Slicer, and click Install again."
+                " since other parts of Slicer rely on them. Use a newer Slicer; for torch, uninstall it in"
+                " the module PyTorch Utils, restart Slicer, and click Install again."
             )
             raise DependencyMissing(words.format(names=", ".join(plan.blocked)))
         if not plan:
@@ -287,6 +287,11 @@ def _listed(takes: Sequence[tuple[str, float]]) -> str:
         names = ", ".join(name for name, _size in small)
         words.append(f"  {names} ({size_words(sum(size for _name, size in small))})")
     return "\n".join(words)
+
+
+def installation_pending() -> bool:
+    """Whether an installation waits for the restart that Slicer has had since."""
+    return _pending() is not None
 
 
 def _pending() -> list[str] | None:

@@ -19,13 +19,11 @@ def missing_requirements() -> list[str]:
     return [p.requirement for p in check_packages(resource_path("requirements.txt")) if not p.satisfied]
 
 
-def load_detector(folder: str = "", device: str = "auto") -> SliceDetector:
-    """The detector in a folder, ready on a device; the bundled one if the folder is empty.
+def require_packages() -> None:
+    """Say what to do if packages are missing, instead of failing at an import.
 
     Raises:
         DependencyMissing: with the steps that install what is missing in Slicer.
-        BundleInvalid: the folder holds no detector, or a damaged one.
-        InvalidRequest: the device does not exist here.
     """
     missing = missing_requirements()
     if missing:
@@ -34,6 +32,17 @@ def load_detector(folder: str = "", device: str = "auto") -> SliceDetector:
             ' console: slicer.util.getModuleLogic("MedAnomalyCLIP").setupPythonRequirements()'
         )
         raise DependencyMissing(words.format(names=", ".join(missing)))
+
+
+def load_detector(folder: str = "", device: str = "auto") -> SliceDetector:
+    """The detector in a folder, ready on a device; the bundled one if the folder is empty.
+
+    Raises:
+        DependencyMissing: see `require_packages`.
+        BundleInvalid: the folder holds no detector, or a damaged one.
+        InvalidRequest: the device does not exist here.
+    """
+    require_packages()
     from .detection import SliceDetector
 
     return SliceDetector.load(folder or None, device=device)

@@ -37,4 +37,4 @@ def duration_words(seconds: float) -> str:
     """How long something takes, in two digits."""
     if seconds >= 0.995:
         return _("{seconds} s").format(seconds=f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}")
-    return _("{milliseconds} ms").format(milliseconds=f"{seconds * 1000:.2g}")
+    return _("{milliseconds} ms").format(milliseconds=f"{float(f'{seconds * 1000:.2g}'):g}")

@@ -69,7 +69,10 @@ def device_title(device: str) -> str:
     kind = torch.device(device).type
     if kind == "cuda":
         return f"{torch.cuda.get_device_name(device)} ({device})"
-    return "Apple GPU (mps)" if kind == "mps" else f"CPU, {torch.get_num_threads()} threads"
+    if kind == "mps":
+        return "Apple GPU (mps)"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} threads" if threads > 1 else "CPU, 1 thread"
 
 
 class DetectorWorker:
