@@ -22,6 +22,7 @@ from slicer.ScriptedLoadableModule import *
 from slicer.util import VTKObservationMixin
 
 from MedAnomalyCLIPLib.errors import Cancelled, InvalidRequest, MedAnomalyCLIPError
+from MedAnomalyCLIPLib.scene_self_test import SelfTests
 
 POLL_INTERVAL_MS = 50
 PLANE_LABEL_DELAY_MS = 150
@@ -752,8 +753,8 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         return text
 
 
-class MedAnomalyCLIPTest(ScriptedLoadableModuleTest):
-    """Runs inside Slicer, with or without views, without any download."""
+class MedAnomalyCLIPTest(SelfTests, ScriptedLoadableModuleTest):
+    """Runs inside Slicer, with or without views, without any download; its tests: scene_self_test.py."""
 
     def setUp(self):
         slicer.mrmlScene.Clear()
@@ -772,53 +773,3 @@ class MedAnomalyCLIPTest(ScriptedLoadableModuleTest):
                 self.delayDisplay(str(reason))
             finally:
                 self.tearDown()
-
-    def test_bright_spot_becomes_map_and_segment(self):
-        """A stand-in for the detector: what is bright is anomalous."""
-        self.logic.detectorFactory = lambda folder: _BrightnessDetector()
-        volumeNode = self._addVolume()
-        detection = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode))
-        self.assertEqual(detection.result.mask.sum(), 16)
-        self.assertEqual(slicer.util.arrayFromVolume(detection.mapNode).shape, (1, 30, 20))
-        mask = slicer.util.arrayFromSegmentBinaryLabelmap(
-            detection.segmentationNode, detection.segmentId, volumeNode
-        )
-        self.assertEqual([mask.sum(), mask[5, 10:14, 8:12].sum()], [16, 16])
-
-    def test_bundled_detector(self):
-        """The real detector, where its packages are installed."""
-        from MedAnomalyCLIPLib.panel_packages import missing_requirements
-
-        if missing_requirements():
-            self.skipTest("not installed: {}".format(", ".join(missing_requirements())))
-        volumeNode = self._addVolume()
-        result = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode)).result
-        self.assertEqual(result.map.shape, result.plane.shape)
-        self.assertTrue(0 <= result.map.min() <= result.map.max() <= 1)
-        self.assertTrue(0 <= result.score <= 1)
-
-    def _addVolume(self):
-        import numpy as np
-
-        voxels = np.full((9, 30, 20), 100, dtype=np.int16)
-        voxels[5, 10:14, 8:12] = 900
-        return slicer.util.addVolumeFromArray(voxels, np.diag([-1.0, -1.0, 2.0, 1.0]), "Test volume")
-
-    def _planeThroughSpot(self, volumeNode):
-        from MedAnomalyCLIPLib.geometry import cut_slice
-        from MedAnomalyCLIPLib.scene import volume_from_node
-
-        return cut_slice(volume_from_node(volumeNode), 2, 5)
-
-
-class _BrightnessDetector:
-    """Stands in for the detector in the self-test."""
-
-    def detect(self, plane, *, threshold=None, window=None):
-        import numpy as np
-
-        from MedAnomalyCLIPLib.result import AnomalyResult, Provenance
-
-        values = np.clip(plane.pixels / 1000, 0, 1).astype(np.float32)
-        provenance = Provenance("brightness", "0", "", "", "cpu", "float32")
-        return AnomalyResult(plane, float(values.max()), values, threshold or 0.5, provenance)
