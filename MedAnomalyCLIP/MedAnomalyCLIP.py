@@ -133,11 +133,9 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
         self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
         self._advanced = AdvancedSection(
-            self.ui, self.logic, lambda: self._parameterNode, self.currentViewName, self.showMessage
+            self.ui, self.logic, lambda: self._parameterNode, self.currentViewName
         )
-        self._setup = SetupSection(
-            self.ui, self.logic, self.chosenDetector, self.showMessage, self._advanced.log.add
-        )
+        self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, self._advanced.log.add)
         self._shortcut = qt.QShortcut(self.parent)
         self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
         self._shortcut.connect("activated()", self.onDetectButton)

@@ -46,7 +46,6 @@ class AdvancedSection:
         logic: Any,
         parameters: Callable[[], Any],
         view_name: Callable[[], str],
-        tell: Callable[[str], None],
     ) -> None:
         """
         Args:
@@ -55,11 +54,10 @@ class AdvancedSection:
             logic: the module's.
             parameters: gives the parameter node, None while there is none.
             view_name: gives the layout name of the view to be looked at.
-            tell: shows a message to the reader.
         """
         self.log = ActivityLog(ui.logText)
         self._ui, self._logic = ui, logic
-        self._parameters, self._view_name, self._tell = parameters, view_name, tell
+        self._parameters, self._view_name = parameters, view_name
         self._asking_devices = BackgroundCall()
         self._preparing = BackgroundCall()
         self._devices: tuple[str, ...] | None = None  # as torch says; not asked yet
@@ -108,7 +106,6 @@ class AdvancedSection:
     def show_preview(self) -> None:
         """Make the picture that the network is shown of the view's plane, as it stands now."""
         parameters = self._parameters()
-        self._tell("")
         try:
             future = self._logic.previewInput(
                 parameters.inputVolume,
@@ -117,7 +114,7 @@ class AdvancedSection:
                 window=self.window(),
             )
         except MedAnomalyCLIPError as error:
-            self._tell(str(error))
+            self._refused(error)
             return
         self._ui.previewCaption.text = _("Preparing…")
         self._preparing.start(future, self._prepared)
@@ -127,8 +124,7 @@ class AdvancedSection:
         ui = self._ui
         self.update()
         if error is not None:
-            ui.previewCaption.text = ""
-            self._tell(str(error))
+            self._refused(error)
             if not isinstance(error, MedAnomalyCLIPError):
                 raise error
             return
@@ -142,6 +138,11 @@ class AdvancedSection:
         caption = words.format(plane=picture.description, side=picture.side, low=low, high=high)
         ui.previewCaption.text = caption
         self.log.add(_("Shown what the detector sees: {caption}").format(caption=caption))
+
+    def _refused(self, error: Exception) -> None:
+        """Say why there is no picture; that of another plane does not stay."""
+        self._ui.previewLabel.hide()
+        self._ui.previewCaption.text = str(error)
 
     def _folded(self, collapsed: bool) -> None:
         """Which devices there are only torch knows, whose import takes seconds: asked when looked at."""

@@ -38,23 +38,22 @@ class SetupSection:
         ui: Any,
         logic: Any,
         chosen: Callable[[], tuple[str, str]],
-        tell: Callable[[str], None],
         log: Callable[[str], None],
     ) -> None:
         """
         Args:
             ui: holds setupSection, packagesLabel, installButton, wheelsPath, speedLabel, measureButton,
-                downloadsLabel and deleteDownloadsButton.
+                downloadsLabel, deleteDownloadsButton and setupMessageLabel.
             logic: the module's.
             chosen: gives the folder of the detector and the device that are chosen.
-            tell: shows a message to the reader.
             log: keeps a line of what was done.
         """
         self.readiness: Readiness | None = None
         self._ui, self._logic = ui, logic
-        self._chosen, self._tell, self._log = chosen, tell, log
+        self._chosen, self._log = chosen, log
         self._measuring = BackgroundCall()
         self._warm: frozenset[tuple[str, str]] = frozenset()  # detectors that have run, with their device
+        self._tell("")
         ui.wheelsPath.currentPath = qt.QSettings().value(_WHEELS_SETTING, "") or ""
         ui.installButton.connect("clicked(bool)", self._install_clicked)
         ui.measureButton.connect("clicked(bool)", self._measure_clicked)
@@ -117,6 +116,10 @@ class SetupSection:
             where = result.provenance.device
             remember_speed(folder, device, Speed(where, device_title(where), seconds))
             self.update_speed()
+
+    def _tell(self, text: str) -> None:
+        self._ui.setupMessageLabel.text = text
+        self._ui.setupMessageLabel.setVisible(bool(text))
 
     def _install_clicked(self) -> None:
         wheels = self._ui.wheelsPath.currentPath

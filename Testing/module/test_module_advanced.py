@@ -202,10 +202,12 @@ def test_without_a_volume_there_is_nothing_to_show(panel):
     assert not panel.ui.previewButton.enabled
 
 
-def test_a_plane_beside_the_volume_is_refused_in_words(panel, head, views):
+def test_a_plane_beside_the_volume_is_refused_in_words(panel, head, views, wait):
+    preview(panel, wait)
     views["Red"].node.SetSliceOffset(500)
     panel.ui.previewButton.click()
-    assert panel.ui.messageLabel.text
+    assert "does not cut the image" in panel.ui.previewCaption.text
+    assert panel.ui.previewLabel.isHidden()
     assert not panel._advanced._preparing.running
 
 
@@ -216,7 +218,7 @@ def test_missing_packages_are_named_instead_of_an_import_that_fails(panel, head,
     with pytest.raises(DependencyMissing, match="monai"):
         panel.logic.previewInput(head, "Red")
     panel.ui.previewButton.click()
-    assert "Click Install" in panel.ui.messageLabel.text
+    assert "Click Install" in panel.ui.previewCaption.text
 
 
 # Log

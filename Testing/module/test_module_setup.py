@@ -78,7 +78,7 @@ def test_installing_makes_it_ready_and_folds_it(without_monai, panel, install):
 def test_what_went_wrong_is_shown_and_can_be_tried_again(without_monai, panel, install, error):
     install.fails = error
     panel.ui.installButton.click()
-    assert panel.ui.messageLabel.text == str(error)
+    assert panel.ui.setupMessageLabel.text == str(error)
     assert str(error) in panel.ui.logText.plainText
     assert panel.ui.installButton.enabled
     assert not panel.ui.setupSection.collapsed
@@ -145,7 +145,7 @@ def test_a_detector_that_cannot_be_measured_says_why(panel, wait):
 
     panel.logic.detectorFactory = fail
     panel.ui.measureButton.click()
-    wait(lambda: panel.ui.messageLabel.text == "torch has gone")
+    wait(lambda: panel.ui.setupMessageLabel.text == "torch has gone")
     assert panel.ui.measureButton.enabled
     assert panel.ui.speedLabel.text == "Not measured yet on this device"
 
