@@ -581,7 +581,13 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
     def _windowOf(self, volumeNode, window):
         from MedAnomalyCLIPLib.scene_views import displayed_window
 
-        return displayed_window(volumeNode) if window == "view" else window
+        if not isinstance(window, str):
+            return window
+        if window != "view":
+            raise InvalidRequest(
+                _("A window is two voxel values, or the word view, not {window}").format(window=window)
+            )
+        return displayed_window(volumeNode)
 
     def _workerThread(self):
         from MedAnomalyCLIPLib.runtime import DetectorWorker

@@ -89,7 +89,8 @@ class AdvancedSection:
     def update(self) -> None:
         """Show what the parameter node says."""
         parameters, ui = self._parameters(), self._ui
-        if parameters is None:
+        if parameters is None:  # while a scene is closed
+            ui.previewButton.enabled = False
             return
         self._show_devices(parameters.device)
         _select(ui.windowSelector, parameters.windowRule)

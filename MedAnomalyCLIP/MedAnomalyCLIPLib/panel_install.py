@@ -147,9 +147,11 @@ class Installer:
         agreed = _pending()
         if agreed is None:
             return False
-        missing = [package.requirement for package in self._slicer.packages() if not package.satisfied]
+        plan = plan_installation(self._slicer.packages(), self._slicer.installed_version)
+        if plan.torch and self._slicer.pytorch_logic() is None:
+            raise Cancelled(_restart_words())
         _forget_pending()  # whatever happens now, it does not happen at every start
-        self.install(ask=not set(missing) <= set(agreed))
+        self.install(ask=not set(plan.requirements) <= set(agreed))
         return True
 
     def _install_offline(self, plan: InstallPlan, folder: Path, ask: bool) -> None:
@@ -196,11 +198,7 @@ class Installer:
         )
         if ask and self._slicer.confirm(_("Restart Slicer"), words.format(name=PYTORCH_EXTENSION)):
             self._slicer.restart()
-        raise Cancelled(
-            _("Restart Slicer to load the extension {name}; the installation goes on after that.").format(
-                name=PYTORCH_EXTENSION
-            )
-        )
+        raise Cancelled(_restart_words())
 
     def _install_torch(self, pytorch: Any, requirement: str) -> None:
         self._tell(_("Installing {names}").format(names=requirement))
@@ -287,6 +285,14 @@ def _listed(takes: Sequence[tuple[str, float]]) -> str:
         names = ", ".join(name for name, _size in small)
         words.append(f"  {names} ({size_words(sum(size for _name, size in small))})")
     return "\n".join(words)
+
+
+def _restart_words() -> str:
+    words = _(
+        "Restart Slicer to load the extension {name}; the installation goes on after that. If you have, see"
+        " whether the Extensions Manager has it enabled."
+    )
+    return words.format(name=PYTORCH_EXTENSION)
 
 
 def installation_pending() -> bool:

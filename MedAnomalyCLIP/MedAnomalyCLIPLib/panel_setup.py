@@ -86,7 +86,11 @@ class SetupSection:
         taken = downloaded_bytes()
         folder = downloads_folder()
         ui.downloadsLabel.text = size_words(taken / 1e6) if taken else _("None")
-        ui.downloadsLabel.toolTip = _("Fetched model files are kept in {folder}").format(folder=folder)
+        words = _(
+            "Model files that were fetched are kept in {folder}. The bundled detector, and those that you"
+            " choose from a folder, need none."
+        )
+        ui.downloadsLabel.toolTip = words.format(folder=folder)
         ui.deleteDownloadsButton.enabled = taken > 0
         if fold:
             ui.setupSection.collapsed = bool(readiness)

@@ -90,6 +90,17 @@ def test_a_volume_that_is_not_displayed_has_no_window(slicer_scene, hosted_modul
             displayed_window(node)
 
 
+def test_a_window_by_an_unknown_name_is_refused(panel, head):
+    with pytest.raises(InvalidRequest, match="not bone"):
+        panel.logic.detect(head, "Red", window="bone")
+
+
+def test_while_no_scene_is_open_nothing_can_be_shown(panel, head):
+    assert panel.ui.previewButton.enabled
+    panel.setParameterNode(None)
+    assert not panel.ui.previewButton.enabled
+
+
 def test_choices_are_saved_with_the_scene(panel, head, tmp_path):
     choose(panel.ui.windowSelector, "manual")
     panel.ui.windowLowBox.value = -100

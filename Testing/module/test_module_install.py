@@ -237,6 +237,16 @@ def test_after_the_restart_it_asks_again_if_more_is_missing_than_was_agreed_to()
     assert restarted.did == []
 
 
+def test_opening_the_panel_before_the_restart_installs_nothing_and_forgets_nothing():
+    with pytest.raises(Cancelled):
+        installer(FakeSlicer(extension=False)).install()
+    not_restarted = FakeSlicer(extension=False)
+    with pytest.raises(Cancelled, match="Restart Slicer"):
+        installer(not_restarted).resume()
+    assert (not_restarted.did, not_restarted.questions) == ([], [])
+    assert pending()
+
+
 def test_an_installation_that_fails_after_the_restart_is_not_tried_at_every_start():
     with pytest.raises(Cancelled):
         installer(FakeSlicer(extension=False)).install()
