@@ -1,16 +1,19 @@
 # make detect               detect on the CT and the MR image that pydicom ships
 # make detect IMAGE=path    detect on a file or DICOM folder of yours
 # make test                 style, types and the whole test suite
+# make package              the extension as an archive for Slicer's Extensions Manager, in dist/
 # make clean                remove the environment, results and caches
 #
 # Nothing but Python (3.10 or newer) and make is needed; everything else goes into .venv, once.
 # PYTHON=python3.12 chooses the interpreter, OUTPUT=folder where results go, OPTIONS="--all --axis axial"
-# is passed on to `medanomalyclip detect`.
+# is passed on to `medanomalyclip detect`. PACKAGE="--os win --slicer-version 5.10" says which Slicer the archive
+# is for.
 
 PYTHON  ?= python3
 OUTPUT  ?= results
 IMAGE   ?=
 OPTIONS ?=
+PACKAGE ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -19,7 +22,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help detect test clean
+.PHONY: help detect test package clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -54,6 +57,10 @@ test: $(VENV)/.for-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# Python alone is enough: nothing is compiled, nothing installed.
+package:
+	$(PYTHON) Testing/extension_package.py $(PACKAGE)
 
 clean:
 	rm -rf $(VENV) results build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ import unittest
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Union
 
 import qt
@@ -21,9 +22,21 @@ from slicer.ScriptedLoadableModule import *
 from slicer.util import VTKObservationMixin
 
 from MedAnomalyCLIPLib.errors import Cancelled, InvalidRequest, MedAnomalyCLIPError
+from MedAnomalyCLIPLib.scene_self_test import SelfTests
 
 POLL_INTERVAL_MS = 50
 PLANE_LABEL_DELAY_MS = 150
+HOMEPAGE = "https://github.com/MedAnomalyCLIP/SlicerMedAnomalyCLIP"
+PAPERS = (
+    "MVFA: C. Huang et al., Adapting Visual-Language Models for Generalizable Anomaly Detection in Medical"
+    " Images, CVPR 2024.",
+    "MediCLIP: X. Zhang et al., MediCLIP: Adapting CLIP for Few-shot Medical Image Anomaly Detection,"
+    " MICCAI 2024.",
+    "AdaCLIP: Y. Cao et al., AdaCLIP: Adapting CLIP with Hybrid Learnable Prompts for Zero-Shot Anomaly"
+    " Detection, ECCV 2024.",
+    "CLIP: A. Radford et al., Learning Transferable Visual Models From Natural Language Supervision,"
+    " ICML 2021.",
+)
 
 
 class MedAnomalyCLIP(ScriptedLoadableModule):
@@ -38,13 +51,22 @@ class MedAnomalyCLIP(ScriptedLoadableModule):
         self.parent.helpText = _(
             "Looks for abnormalities in the slice that a view shows, and returns an anomaly score, a heat map"
             " over that slice, and a segment. Choose a volume, move a slice view to the slice in question and"
-            " click Detect. Works on aligned and tilted views and on transformed volumes."
+            " click Detect. Works on aligned and tilted views and on transformed volumes. The section Setup"
+            " installs the Python packages that are missing."
             "<p>Research use only. A candidate, not a diagnosis.</p>"
-        )
+            '<p><a href="{address}">Documentation and tutorial</a></p>'
+        ).format(address=f"{HOMEPAGE}#readme")
         self.parent.acknowledgementText = _(
-            "The detectors follow MVFA (Huang et al., CVPR 2024) and MediCLIP (Zhang et al., MICCAI 2024)."
-            " Built on MONAI, PyTorch and OpenCLIP."
-        )
+            "If you use it in your work, please cite this extension ({address}) and the method of the"
+            " detector you used:{papers}Built on MONAI, PyTorch and OpenCLIP."
+        ).format(address=HOMEPAGE, papers="".join(f"<p>{paper}</p>" for paper in PAPERS))
+        slicer.app.connect("startupCompleted()", _registerSampleData)
+
+
+def _registerSampleData():
+    from MedAnomalyCLIPLib.panel_samples import register_samples
+
+    register_samples()
 
 
 @parameterNodeWrapper
@@ -58,6 +80,9 @@ class MedAnomalyCLIPParameterNode:
         threshold: map value from which a pixel counts as anomalous.
         thresholdChosen: whether the reader set the threshold; until then it is the detector's own.
         opacity: of the map over the image.
+        device: to run on, as torch names it; "auto" for the fastest.
+        windowRule: "detector" for its own rule, "view" for what the reader sees, "manual" for windowLow to
+            windowHigh, voxel values that become black and white.
     """
 
     # Slicer's wrapper knows typing.Union only, and wants None in a union of nodes.
@@ -67,6 +92,10 @@ class MedAnomalyCLIPParameterNode:
     threshold: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
     thresholdChosen: bool = False
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
+    device: str = "auto"
+    windowRule: str = "detector"
+    windowLow: float = 0.0
+    windowHigh: float = 0.0
 
 
 class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -83,7 +112,9 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # Lifecycle
 
     def setup(self):
+        from MedAnomalyCLIPLib.panel_advanced import AdvancedSection
         from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
+        from MedAnomalyCLIPLib.panel_setup import SetupSection
         from MedAnomalyCLIPLib.panel_views import ViewSelector
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
 
@@ -101,6 +132,10 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
         self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
         self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
+        self._advanced = AdvancedSection(
+            self.ui, self.logic, lambda: self._parameterNode, self.currentViewName
+        )
+        self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, self._advanced.log.add)
         self._shortcut = qt.QShortcut(self.parent)
         self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
         self._shortcut.connect("activated()", self.onDetectButton)
@@ -131,6 +166,8 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         self.removeObservers()
         self._detectors.close()
+        self._setup.close()
+        self._advanced.close()
         self.logic.close()
 
     def onReload(self):
@@ -189,6 +226,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._parameterNode.thresholdChosen = True
             self.logic.setThreshold(self._parameterNode.threshold)
         self.logic.setOpacity(self._parameterNode.opacity)
+        self._setup.update_speed()
         self.updateButtons()
         self._planeTimer.start()
 
@@ -235,6 +273,11 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Layout name of the chosen view, or of the one last touched."""
         return self._parameterNode.viewName or self._views.touched
 
+    def chosenDetector(self):
+        """Folder of the detector that is chosen, and the device for it."""
+        parameters = self._parameterNode
+        return (parameters.detector, parameters.device) if parameters is not None else ("", "auto")
+
     def updatePlaneLabel(self):
         if self._parameterNode is None:
             return
@@ -265,6 +308,8 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
                 detector=parameters.detector,
                 threshold=parameters.threshold if parameters.thresholdChosen else None,
                 opacity=parameters.opacity,
+                device=parameters.device,
+                window=self._advanced.window(),
                 onDone=self.onDone,
             )
         except MedAnomalyCLIPError as error:
@@ -293,8 +338,10 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """There is a detection, or an error that the reader can mend."""
         if error is not None:
             self.showMessage(str(error))
+            self._advanced.log.add(str(error))
             return
         self._result = detection.result
+        self._advanced.log.add(self.logWords(detection.result))
         # Both sliders may have been moved while the detector ran, or another module may be shown by now.
         parameters = self._parameterNode or self.logic.getParameterNode()
         if parameters.thresholdChosen:
@@ -302,6 +349,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         else:
             parameters.threshold = float(detection.result.threshold)
         self.logic.setOpacity(parameters.opacity)
+        self._setup.learn_speed(parameters.detector, parameters.device, detection.result)
 
     def onRunEnded(self):
         self._pollTimer.stop()
@@ -313,6 +361,20 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.updateButtons()
 
     # What the panel says
+
+    def logWords(self, result):
+        """A line for the log; the volume's name may be a patient's, and stays out of it."""
+        from MedAnomalyCLIPLib.panel_words import duration_words
+
+        words = _("{plane}: score {score:.2f}, {detector} {version} on {device}, {duration}")
+        return words.format(
+            plane=result.plane.description,
+            score=result.score,
+            detector=result.provenance.bundle,
+            version=result.provenance.bundle_version,
+            device=result.provenance.device,
+            duration=duration_words(sum(result.timings.values())),
+        )
 
     def showResult(self):
         from MedAnomalyCLIPLib.panel_words import result_words
@@ -331,6 +393,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def updateButtons(self):
         running = self.logic.isRunning()
+        self._advanced.update()
         ready = self._parameterNode is not None and self._parameterNode.inputVolume is not None
         self.ui.detectButton.text = _("Cancel") if running else _("Detect")
         self.ui.detectButton.enabled = running or ready
@@ -379,7 +442,9 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
 
     Attributes:
         detectorFactory: makes the detector in a folder, the bundled one if that is empty, when it is first
-            used; called on the worker thread.
+            used; called on the worker thread,
+            with the device as second argument unless that is "auto".
+        installEnvironment: what installing asks of Slicer; panel_install.SlicerEnvironment if None.
         threshold: the one last used or set.
     """
 
@@ -390,6 +455,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         self.detectorFactory = load_detector
         self.threshold = 0.5
         self._worker = None
+        self.installEnvironment = None
         self._run = None
         self._detections = {}  # map node ID: (Detection, volume node)
 
@@ -398,7 +464,18 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
 
     # Detecting
 
-    def detect(self, volumeNode, viewName="", *, plane=None, detector="", threshold=None, opacity=0.5):
+    def detect(
+        self,
+        volumeNode,
+        viewName="",
+        *,
+        plane=None,
+        detector="",
+        threshold=None,
+        opacity=0.5,
+        device="auto",
+        window=None,
+    ):
         """Detect on one plane, wait, and write the result to the scene.
 
         Args:
@@ -409,6 +486,9 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
                 bundled one. It is loaded at its first use and kept until another one is asked for.
             threshold: map value from which a pixel counts; None for the detector's own.
             opacity: of the map over the image.
+            device: "auto" for the fastest, or as torch names it: "cpu", "cuda:1", "mps".
+            window: (low, high) voxel values that the detector is shown as black and white, or "view" for
+                those that the reader sees; None for the detector's own rule.
 
         Returns:
             Detection
@@ -416,10 +496,21 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         Raises:
             MedAnomalyCLIPError: the message says what is wrong and what to do.
         """
-        run = self._start(volumeNode, viewName, plane, detector, threshold, opacity)
+        run = self._start(volumeNode, viewName, plane, detector, threshold, opacity, device, window)
         return self._deliver(run)
 
-    def startDetection(self, volumeNode, viewName, *, detector="", threshold=None, opacity=0.5, onDone=None):
+    def startDetection(
+        self,
+        volumeNode,
+        viewName,
+        *,
+        detector="",
+        threshold=None,
+        opacity=0.5,
+        device="auto",
+        window=None,
+        onDone=None,
+    ):
         """As `detect`, without waiting; call `poll` from time to time. The plane is that of this moment.
 
         Args:
@@ -430,7 +521,9 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         """
         if self._run is not None:
             raise InvalidRequest(_("A detection is running; wait for it or cancel it"))
-        self._run = self._start(volumeNode, viewName, None, detector, threshold, opacity, onDone)
+        self._run = self._start(
+            volumeNode, viewName, None, detector, threshold, opacity, device, window, onDone
+        )
 
     def poll(self):
         """Write the result if it is there; whether the run goes on."""
@@ -464,21 +557,44 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         self._worker = None
         self._detections.clear()
 
-    def _start(self, volumeNode, viewName, plane, detector, threshold, opacity, onDone=None):
+    def _start(self, volumeNode, viewName, plane, detector, threshold, opacity, device, window, onDone=None):
         from MedAnomalyCLIPLib import scene
+
+        key, load = self._detectorOf(detector, device)
+        if plane is None:
+            plane = scene.plane_in_view(volumeNode, viewName)
+        window = self._windowOf(volumeNode, window)
+        future = self._workerThread().submit(key, load, plane, threshold, window)
+        return _Run(volumeNode, viewName, opacity, future, onDone)
+
+    def _detectorOf(self, detector, device):
+        """What tells a detector from others, and how to make it."""
         from MedAnomalyCLIPLib.bundle_list import BundleSummary
-        from MedAnomalyCLIPLib.runtime import DetectorWorker
 
         folder = str(detector or "")
         # A folder whose detector was trained anew since is another detector.
         manifest = BundleSummary.read(folder).manifest if folder else None
-        if plane is None:
-            plane = scene.plane_in_view(volumeNode, viewName)
+        factory = self.detectorFactory
+        arguments = (folder,) if device == "auto" else (folder, device)
+        return (factory, folder, manifest, device), partial(factory, *arguments)
+
+    def _windowOf(self, volumeNode, window):
+        from MedAnomalyCLIPLib.scene_views import displayed_window
+
+        if not isinstance(window, str):
+            return window
+        if window != "view":
+            raise InvalidRequest(
+                _("A window is two voxel values, or the word view, not {window}").format(window=window)
+            )
+        return displayed_window(volumeNode)
+
+    def _workerThread(self):
+        from MedAnomalyCLIPLib.runtime import DetectorWorker
+
         if self._worker is None:
             self._worker = DetectorWorker()
-        factory = self.detectorFactory
-        future = self._worker.submit((factory, folder, manifest), lambda: factory(folder), plane, threshold)
-        return _Run(volumeNode, viewName, opacity, future, onDone)
+        return self._worker
 
     def _deliver(self, run):
         """Wait for a run and write its result to the scene."""
@@ -496,6 +612,81 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         self._detections[mapNode.GetID()] = detection, run.volumeNode
         self.threshold = result.threshold
         return detection
+
+    # Setting up
+
+    def isReady(self, detector="", device="auto"):
+        """Whether a detector can run: MedAnomalyCLIPLib.readiness.Readiness, true in a condition if it can.
+
+        Nothing is imported to find out, so the speed is known only if it was measured before.
+        """
+        from MedAnomalyCLIPLib.bundle import default_bundle_path
+        from MedAnomalyCLIPLib.bundle_list import BundleSummary
+        from MedAnomalyCLIPLib.panel_setup import remembered_speed
+        from MedAnomalyCLIPLib.readiness import check_readiness
+        from MedAnomalyCLIPLib.resources import resource_path
+
+        return check_readiness(
+            resource_path("requirements.txt"),
+            lambda: BundleSummary.read(detector or default_bundle_path()),
+            remembered_speed(str(detector), device),
+        )
+
+    def setupPythonRequirements(self, ask=True, wheels=None, tell=None):
+        """Install the Python packages that are missing. On Slicer's main thread only.
+
+        Args:
+            ask: show what would be installed, and install nothing unless that is agreed to.
+            wheels: folder of wheels to install from without network; None for the usual sources.
+            tell: called with a line about each step.
+
+        Returns:
+            Readiness, as `isReady`.
+
+        Raises:
+            Cancelled: declined, or Slicer has to be restarted first.
+            DependencyMissing: something could not be installed; the message says what to do.
+        """
+        from MedAnomalyCLIPLib.panel_install import Installer
+
+        Installer(self.installEnvironment, tell).install(ask=ask, wheels=wheels)
+        return self.isReady()
+
+    def resumeSetup(self, tell=None):
+        """Go on with an installation that waited for a restart of Slicer; False if none did."""
+        from MedAnomalyCLIPLib.panel_install import Installer
+
+        return Installer(self.installEnvironment, tell).resume()
+
+    def measureSpeed(self, detector="", device="auto"):
+        """Time a detector on made-up slices, on the worker: a Future of MedAnomalyCLIPLib.readiness.Speed."""
+        from MedAnomalyCLIPLib.readiness import measure_speed
+
+        return self._workerThread().use(*self._detectorOf(detector, device), measure_speed)
+
+    def availableDevices(self):
+        """Devices of this computer, as torch names them, asked on the worker: a Future of their names."""
+        from MedAnomalyCLIPLib.runtime import available_devices
+
+        return self._workerThread().call(available_devices)
+
+    def previewInput(self, volumeNode, viewName="", *, plane=None, detector="", window=None):
+        """What a detector is shown of a plane: a Future of MedAnomalyCLIPLib.preview.NetworkPicture.
+
+        Arguments as for `detect`.
+        """
+        from MedAnomalyCLIPLib import scene
+        from MedAnomalyCLIPLib.bundle import default_bundle_path
+        from MedAnomalyCLIPLib.bundle_list import BundleSummary
+        from MedAnomalyCLIPLib.panel_packages import require_packages
+        from MedAnomalyCLIPLib.preview import network_picture
+
+        require_packages()
+        spec = BundleSummary.read(detector or default_bundle_path()).manifest.preprocess
+        if plane is None:
+            plane = scene.plane_in_view(volumeNode, viewName)
+        window = self._windowOf(volumeNode, window)
+        return self._workerThread().call(lambda: network_picture(plane, spec, window))
 
     # What is shown
 
@@ -566,8 +757,8 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         return text
 
 
-class MedAnomalyCLIPTest(ScriptedLoadableModuleTest):
-    """Runs inside Slicer, with or without views, without any download."""
+class MedAnomalyCLIPTest(SelfTests, ScriptedLoadableModuleTest):
+    """Runs inside Slicer, with or without views, without any download; its tests: scene_self_test.py."""
 
     def setUp(self):
         slicer.mrmlScene.Clear()
@@ -586,53 +777,3 @@ class MedAnomalyCLIPTest(ScriptedLoadableModuleTest):
                 self.delayDisplay(str(reason))
             finally:
                 self.tearDown()
-
-    def test_bright_spot_becomes_map_and_segment(self):
-        """A stand-in for the detector: what is bright is anomalous."""
-        self.logic.detectorFactory = lambda folder: _BrightnessDetector()
-        volumeNode = self._addVolume()
-        detection = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode))
-        self.assertEqual(detection.result.mask.sum(), 16)
-        self.assertEqual(slicer.util.arrayFromVolume(detection.mapNode).shape, (1, 30, 20))
-        mask = slicer.util.arrayFromSegmentBinaryLabelmap(
-            detection.segmentationNode, detection.segmentId, volumeNode
-        )
-        self.assertEqual([mask.sum(), mask[5, 10:14, 8:12].sum()], [16, 16])
-
-    def test_bundled_detector(self):
-        """The real detector, where its packages are installed."""
-        from MedAnomalyCLIPLib.panel_packages import missing_requirements
-
-        if missing_requirements():
-            self.skipTest("not installed: {}".format(", ".join(missing_requirements())))
-        volumeNode = self._addVolume()
-        result = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode)).result
-        self.assertEqual(result.map.shape, result.plane.shape)
-        self.assertTrue(0 <= result.map.min() <= result.map.max() <= 1)
-        self.assertTrue(0 <= result.score <= 1)
-
-    def _addVolume(self):
-        import numpy as np
-
-        voxels = np.full((9, 30, 20), 100, dtype=np.int16)
-        voxels[5, 10:14, 8:12] = 900
-        return slicer.util.addVolumeFromArray(voxels, np.diag([-1.0, -1.0, 2.0, 1.0]), "Test volume")
-
-    def _planeThroughSpot(self, volumeNode):
-        from MedAnomalyCLIPLib.geometry import cut_slice
-        from MedAnomalyCLIPLib.scene import volume_from_node
-
-        return cut_slice(volume_from_node(volumeNode), 2, 5)
-
-
-class _BrightnessDetector:
-    """Stands in for the detector in the self-test."""
-
-    def detect(self, plane, *, threshold=None):
-        import numpy as np
-
-        from MedAnomalyCLIPLib.result import AnomalyResult, Provenance
-
-        values = np.clip(plane.pixels / 1000, 0, 1).astype(np.float32)
-        provenance = Provenance("brightness", "0", "", "", "cpu", "float32")
-        return AnomalyResult(plane, float(values.max()), values, threshold or 0.5, provenance)

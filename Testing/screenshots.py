@@ -3,7 +3,8 @@
     python Testing/screenshots.py
     python Testing/screenshots.py /tmp/pictures --volume series_folder --slice 17 --modality MR
 
-Writes `panel.png`, `slice.png` and both side by side as `screenshot.png`, to Resources if no folder is named.
+Writes `panel.png`, `slice.png`, both side by side as `screenshot.png`, and the sections that are folded there
+as `setup.png`, to Resources if no folder is named.
 Slices are drawn by Slicer's own libraries; the panel by the harness's stand-ins, so fonts and frames differ a
 little from Slicer's. Without --volume a head-like phantom is shown, which is no patient.
 """
@@ -58,7 +59,24 @@ def main() -> None:
     view.picture(arguments.folder / "slice.png")
     join(panel_picture, arguments.folder / "slice.png", arguments.folder / "screenshot.png")
     print(panel.ui.scoreLabel.text, "|", panel.ui.resultLabel.text.replace("\n", " | "))
+    show_setup(panel).save(str(arguments.folder / "setup.png"))
     panel.cleanup()
+
+
+def show_setup(panel: Any) -> Any:
+    """The sections Setup and Advanced, measured and with a preview."""
+    ui = panel.ui
+    for section in (ui.inputsSection, ui.detectSection, ui.displaySection):
+        section.collapsed = True
+    ui.setupSection.collapsed = ui.advancedSection.collapsed = False
+    for button in (ui.measureButton, ui.previewButton):
+        process_events(0.2)
+        button.click()
+        while not button.enabled:
+            process_events(0.05)
+    panel.parent.resize(PANEL_WIDTH, panel.parent.layout().heightForWidth(PANEL_WIDTH))
+    process_events(0.5)
+    return panel.parent.grab()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -7,42 +7,42 @@ from typing import TYPE_CHECKING
 from slicer.i18n import tr as _
 
 from .errors import DependencyMissing
+from .readiness import check_packages
 from .resources import resource_path
-from .runtime import missing_packages
 
 if TYPE_CHECKING:
     from .detection import SliceDetector
 
 
 def missing_requirements() -> list[str]:
-    """Requirements of this module, as pip names them, that cannot be imported."""
-    return missing_packages(resource_path("requirements.txt"))
+    """Requirements of this module, as pip names them, that are not installed or too old."""
+    return [p.requirement for p in check_packages(resource_path("requirements.txt")) if not p.satisfied]
 
 
-def load_detector(folder: str = "") -> SliceDetector:
-    """The detector in a folder, ready on its device; the bundled one if the folder is empty.
+def require_packages() -> None:
+    """Say what to do if packages are missing, instead of failing at an import.
 
     Raises:
         DependencyMissing: with the steps that install what is missing in Slicer.
-        BundleInvalid: the folder holds no detector, or a damaged one.
     """
     missing = missing_requirements()
     if missing:
-        raise DependencyMissing(
-            _("Python packages are missing: {names}.\n{steps}").format(
-                names=", ".join(missing), steps="\n".join(_steps(missing))
-            )
+        words = _(
+            "Python packages are missing: {names}.\nClick Install in the section Setup, or type in the Python"
+            ' console: slicer.util.getModuleLogic("MedAnomalyCLIP").setupPythonRequirements()'
         )
+        raise DependencyMissing(words.format(names=", ".join(missing)))
+
+
+def load_detector(folder: str = "", device: str = "auto") -> SliceDetector:
+    """The detector in a folder, ready on a device; the bundled one if the folder is empty.
+
+    Raises:
+        DependencyMissing: see `require_packages`.
+        BundleInvalid: the folder holds no detector, or a damaged one.
+        InvalidRequest: the device does not exist here.
+    """
+    require_packages()
     from .detection import SliceDetector
 
-    return SliceDetector.load(folder or None)
-
-
-def _steps(missing: list[str]) -> list[str]:
-    others = [requirement for requirement in missing if not requirement.startswith("torch")]
-    steps = []
-    if len(others) < len(missing):
-        steps.append(_("Install the extension PyTorch, restart Slicer, and install torch in its module."))
-    if others:
-        steps.append(_("In the Python console: slicer.util.pip_install({packages})").format(packages=others))
-    return steps
+    return SliceDetector.load(folder or None, device=device)

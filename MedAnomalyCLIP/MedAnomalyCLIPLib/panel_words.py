@@ -28,3 +28,17 @@ def result_words(result: AnomalyResult) -> str:
     lines.append(detector.format(name=result.provenance.bundle, version=result.provenance.bundle_version))
     lines.append(_("A candidate, not a diagnosis"))
     return "\n".join(line for line in lines if line)
+
+
+def size_words(megabytes: float) -> str:
+    """Room on a disk, rounded to what matters."""
+    if megabytes >= 1000:
+        return _("{size} GB").format(size=f"{megabytes / 1000:.1f}")
+    return _("{size} MB").format(size=f"{megabytes:.0f}" if megabytes >= 1 else "<1")
+
+
+def duration_words(seconds: float) -> str:
+    """How long something takes, in two digits."""
+    if seconds >= 0.995:
+        return _("{seconds} s").format(seconds=f"{seconds:.1f}" if seconds < 9.95 else f"{seconds:.0f}")
+    return _("{milliseconds} ms").format(milliseconds=f"{float(f'{seconds * 1000:.2g}'):g}")

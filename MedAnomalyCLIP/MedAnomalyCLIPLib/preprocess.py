@@ -233,6 +233,18 @@ class SlicePreprocessor:
         inside = np.ones(plane.shape, dtype=bool) if valid is None else valid
         return Prepared(tensor, mask_in_square(inside, fit), fit, (low, high))
 
+    def picture(self, prepared: Prepared) -> np.ndarray:
+        """What the network is shown, as a picture: normalisation undone, padding and invalid pixels black.
+
+        Shapes:
+            returns: (S, S, 3) uint8.
+        """
+        import torch
+
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.spec.mean, self.spec.std))
+        grey = (prepared.tensor * std + mean).clamp_(0, 1)
+        return grey.mul(255).round_().to(torch.uint8).permute(1, 2, 0).numpy()
+
     def map_back(self, network_map: torch.Tensor | np.ndarray, fit: SquareFit) -> np.ndarray:
         """Bring a map on the network's square back to a plane's own pixels.
 

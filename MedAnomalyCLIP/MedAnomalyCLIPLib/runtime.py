@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import DependencyMissing, InvalidRequest
 
@@ -18,19 +15,8 @@ if TYPE_CHECKING:
     from .geometry import SlicePlane
     from .result import AnomalyResult
 
-# How packages are called when imported, where that differs from their name.
-_IMPORT_NAMES = {"open_clip_torch": "open_clip", "scikit-image": "skimage"}
-
-
-def missing_packages(requirements: Path) -> list[str]:
-    """Lines of a requirements file whose package cannot be imported; nothing is imported to find out."""
-    lines = [line.strip() for line in requirements.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line and importlib.util.find_spec(_import_name(line)) is None]
-
-
-def _import_name(requirement: str) -> str:
-    name = re.split(r"[^A-Za-z0-9._-]", requirement)[0]
-    return _IMPORT_NAMES.get(name, name)
+Window = tuple[float, float]
+Answer = TypeVar("Answer")
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -61,6 +47,34 @@ def select_device(name: str = "auto") -> torch.device:
     return device
 
 
+def available_devices() -> tuple[str, ...]:
+    """Names that `select_device` takes on this computer, beside "auto"; imports torch, which takes seconds.
+
+    Raises:
+        DependencyMissing: torch is not installed.
+    """
+    select_device("cpu")
+    import torch
+
+    cuda = (
+        [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return ("cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else []))
+
+
+def device_title(device: str) -> str:
+    """A device as a reader knows it, for example "NVIDIA A100 (cuda:0)" or "CPU, 4 threads"."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return f"{torch.cuda.get_device_name(device)} ({device})"
+    if kind == "mps":
+        return "Apple GPU (mps)"
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} threads" if threads > 1 else "CPU, 1 thread"
+
+
 class DetectorWorker:
     """One thread that loads detectors and runs them, so that its caller never waits.
 
@@ -73,25 +87,42 @@ class DetectorWorker:
         self._held: tuple[Any, SliceDetector] | None = None  # touched by the thread only
 
     def submit(
-        self, key: object, load: Callable[[], SliceDetector], plane: SlicePlane, threshold: float | None
+        self,
+        key: object,
+        load: Callable[[], SliceDetector],
+        plane: SlicePlane,
+        threshold: float | None,
+        window: Window | None = None,
     ) -> Future[AnomalyResult]:
         """Detect on a plane, after the planes submitted before it.
 
         Args:
             key: which detector; the one held serves while the key stays equal.
             load: makes the detector, on the thread.
-            plane, threshold: as for `SliceDetector.detect`.
+            plane, threshold, window: as for `SliceDetector.detect`.
         """
-        return self._pool.submit(self._run, key, load, plane, threshold)
+        return self.use(
+            key, load, lambda detector: detector.detect(plane, threshold=threshold, window=window)
+        )
+
+    def use(
+        self, key: object, load: Callable[[], SliceDetector], work: Callable[[SliceDetector], Answer]
+    ) -> Future[Answer]:
+        """Do anything else with a detector; arguments as for `submit`."""
+        return self._pool.submit(self._use, key, load, work)
+
+    def call(self, work: Callable[[], Answer]) -> Future[Answer]:
+        """Do on the thread what needs torch but no detector."""
+        return self._pool.submit(work)
 
     def close(self) -> None:
         """Take no more planes and drop those that wait. The detector goes with the worker itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run(
-        self, key: object, load: Callable[[], SliceDetector], plane: SlicePlane, threshold: float | None
-    ) -> AnomalyResult:
+    def _use(
+        self, key: object, load: Callable[[], SliceDetector], work: Callable[[SliceDetector], Answer]
+    ) -> Answer:
         if self._held is None or self._held[0] != key:
             self._held = None
             self._held = key, load()
-        return self._held[1].detect(plane, threshold=threshold)
+        return work(self._held[1])

@@ -41,6 +41,18 @@ def view_under_cursor() -> str:
     return view.GetLayoutName() if view is not None and view.IsA("vtkMRMLSliceNode") else ""
 
 
+def displayed_window(node: Node) -> tuple[float, float]:
+    """(low, high) voxel values that a volume's display shows as black and white, in every view.
+
+    Raises:
+        InvalidRequest: there is no volume, or it is not displayed.
+    """
+    display = node.GetDisplayNode() if node is not None else None
+    if display is None or not display.IsA("vtkMRMLScalarVolumeDisplayNode"):
+        raise InvalidRequest("The volume is not displayed, so it has no window; show it in a slice view")
+    return display.GetWindowLevelMin(), display.GetWindowLevelMax()
+
+
 class ViewWatcher(VTKObservationMixin):
     """Follows the slice views' planes while it is started.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,6 +41,16 @@ class HeadlessApplication:
         self.temporaryPath = self._scratch.name
         self.slicerUserSettingsFilePath = str(Path(self._scratch.name) / "settings" / "Slicer.ini")
         self.process_events = lambda: None
+        self._slots: dict[str, list[Callable[[], None]]] = {}
+
+    def connect(self, signal: str, slot: Callable[[], None]) -> bool:
+        self._slots.setdefault(signal, []).append(slot)
+        return True
+
+    def emit(self, signal: str) -> None:
+        """Call what was connected to one of the application's signals, for example "startupCompleted()"."""
+        for slot in self._slots.get(signal, []):
+            slot()
 
     def applicationLogic(self) -> vtk.vtkObject:
         return self._logic

@@ -60,6 +60,29 @@ class ctkCollapsibleButton(qt.QWidget):
     collapsed = Property(bool, lambda self: not self._head.checked, _set_collapsed)
 
 
+class ctkPathLineEdit(qt.QWidget):
+    """A path to type or to choose; here only to type."""
+
+    currentPathChanged = Signal(str)
+    declared_signals = ("currentPathChanged(QString)",)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        layout = qt.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self._edit = qt.QLineEdit(self)
+        self._edit.setObjectName("")
+        self._browse = qt.QToolButton(self)
+        self._browse.setObjectName("")
+        self._browse.setText("...")
+        layout.addWidget(self._edit)
+        layout.addWidget(self._browse)
+        self._edit.textChanged.connect(self.currentPathChanged.emit)
+
+    currentPath = Property(str, lambda self: self._edit.text, lambda self, path: self._edit.setText(path))
+    filters = Property(int, lambda self: 1, lambda self, value: None)
+
+
 class ctkSliderWidget(qt.QWidget):
     """A slider and a spin box of floating-point numbers."""
 
@@ -112,7 +135,7 @@ class ctkSliderWidget(qt.QWidget):
 
 
 ctk = types.ModuleType("ctk")
-for _class in (ctkCollapsibleButton, ctkSliderWidget):
+for _class in (ctkCollapsibleButton, ctkPathLineEdit, ctkSliderWidget):
     setattr(ctk, _class.__name__, _class)
     custom_widgets[_class.__name__] = _class
 sys.modules.setdefault("ctk", ctk)

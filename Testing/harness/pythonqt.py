@@ -220,8 +220,12 @@ class _Qt(types.ModuleType):
 
 
 def _print_message(kind: Any, context: Any, message: str) -> None:
-    """Qt's warnings, but not that the stand-ins lack the signal `mrmlSceneChanged(vtkMRMLScene*)`."""
-    if "mrmlSceneChanged" not in message and not message.startswith("QObject::connect:  ("):
+    """Qt's warnings, but not those about what Slicer's own widgets have and the stand-ins have not."""
+    if (
+        "mrmlSceneChanged" not in message
+        and "ctkPathLineEdit::" not in message
+        and not message.startswith("QObject::connect:  (")
+    ):
         print(message, file=sys.stderr)
 
 

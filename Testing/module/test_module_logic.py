@@ -202,8 +202,13 @@ def test_the_modules_own_test_class_passes(hosted_module, slicer_scene):
     suite = unittest.defaultTestLoader.loadTestsFromTestCase(case)
     result = unittest.TestResult()
     suite.run(result)
-    assert result.testsRun == 2
+    assert result.testsRun == 7
     assert not result.errors + result.failures
+    assert [case.id().split(".")[-1] for case, _ in result.skipped] == ["test_samples_are_offered"]
+
+
+def test_the_test_class_passes_as_reload_and_test_runs_it(hosted_module, slicer_scene):
+    hosted_module.code.MedAnomalyCLIPTest().runTest()
 
 
 @needs_the_bundled_detector

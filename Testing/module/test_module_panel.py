@@ -378,8 +378,8 @@ def test_missing_packages_are_named_with_what_to_do(panel, head, detect, monkeyp
     detect()
     text = panel.ui.messageLabel.text
     assert "monai>=1.4, torch>=2.8" in text
-    assert "extension PyTorch" in text
-    assert "slicer.util.pip_install(['monai>=1.4'])" in text
+    assert "Click Install in the section Setup" in text
+    assert "setupPythonRequirements()" in text
 
 
 def test_a_volume_deleted_meanwhile_drops_the_result_with_a_message(panel, head, detector, wait):

@@ -26,6 +26,7 @@ from MedAnomalyCLIPLib.detectors.detector import AnomalyDetector
 from MedAnomalyCLIPLib.detectors.presets import CONVERTIBLE, PRESETS
 from MedAnomalyCLIPLib.detectors.published import NAMES, load_published
 from MedAnomalyCLIPLib.detectors.support import SupportSet, remember
+from MedAnomalyCLIPLib.downloads import PLACE, downloads_folder
 from MedAnomalyCLIPLib.errors import BundleInvalid, InvalidRequest, OutputFailed, UnreadableImage
 from MedAnomalyCLIPLib.geometry import cut_slice
 from MedAnomalyCLIPLib.preprocess import SlicePreprocessor
@@ -583,13 +584,15 @@ def test_nothing_is_fetched_unless_allowed(tmp_path, capsys):
 
 
 @pytest.fixture
-def network(monkeypatch):
-    """What open_clip is asked to fetch, and fails to."""
+def network(monkeypatch, tmp_path_factory):
+    """What open_clip is asked to fetch, and where to, and fails to."""
     asked = []
 
-    def fetch(config):
-        asked.append(config)
+    def fetch(config, cache_dir):
+        asked.append((config, cache_dir))
         raise OSError("no network in tests")
+
+    monkeypatch.setenv(PLACE, str(tmp_path_factory.mktemp("downloads")))
 
     open_clip = import_open_clip()
     monkeypatch.setattr(open_clip, "download_pretrained", fetch)
@@ -605,5 +608,5 @@ def test_source_and_size_are_told_before_anything_is_fetched(tmp_path, network, 
     assert first.startswith("may fetch openai weights of tiny-test-clip, about 2 MB, from ")
     assert first.endswith("somebody/openai")
     assert "could not be fetched: no network in tests" in rest[-1]
-    assert network == [{"hf_hub": "somebody/openai/"}]
+    assert network == [({"hf_hub": "somebody/openai/"}, str(downloads_folder()))]
     assert left_behind(tmp_path) == []

@@ -112,14 +112,64 @@ def test_constraints_pin_torch_and_torchvision_together():
     assert pinned == ["torch", "torchvision"]
 
 
+# Slicer's Schemas/slicer-extension-catalog-entry-schema-v1.0.2.json: which keys there may be, of what type.
+REQUIRED = {"$schema": str, "category": str, "scm_url": str}
+OPTIONAL = {
+    "scm_revision": str,
+    "scm_type": str,
+    "build_dependencies": list,
+    "dicom_support_rule": str,
+    "build_subdirectory": str,
+    "enabled": bool,
+    "tier": int,
+}
+
+
+def schema_errors(entry: dict) -> list[str]:
+    """What that schema would say against an entry."""
+    keys = {**REQUIRED, **OPTIONAL}
+    errors = [f"{key} is missing" for key in REQUIRED.keys() - entry]
+    errors += [f"{key} is not known" for key in entry.keys() - keys]
+    errors += [f"{key} has a wrong type" for key in entry.keys() & keys if type(entry[key]) is not keys[key]]
+    errors += [
+        f"dependency {n!r} is no text" for n in entry.get("build_dependencies", []) if type(n) is not str
+    ]
+    if entry.get("scm_type", "git") not in ("git", "local"):
+        errors.append("scm_type is neither git nor local")
+    if type(entry.get("tier", 1)) is int and not 1 <= entry.get("tier", 1) <= 5:
+        errors.append("tier is not within 1 and 5")
+    return errors
+
+
 def test_index_entry_keeps_to_its_schema():
     entry = json.loads(INDEX_ENTRY.read_text())
-    required = {"$schema", "category", "scm_url"}
-    optional = {"scm_revision", "scm_type", "build_dependencies", "build_subdirectory", "enabled", "tier"}
-    assert required <= set(entry) <= required | optional
-    assert entry["$schema"].endswith("/Schemas/slicer-extension-catalog-entry-schema-v1.0.1.json#")
+    assert schema_errors(entry) == []
+    schemas = "https://raw.githubusercontent.com/Slicer/Slicer/main/Schemas"
+    assert entry["$schema"] == f"{schemas}/slicer-extension-catalog-entry-schema-v1.0.2.json#"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scm_url": None},
+        {"tier": 6},
+        {"tier": "1"},
+        {"description": "x"},
+        {"build_dependencies": [1]},
+        {"enabled": 1},
+    ],
+)
+def test_an_entry_that_breaks_the_schema_is_noticed(change):
+    assert schema_errors({**json.loads(INDEX_ENTRY.read_text()), **change})
+
+
+def test_index_entry_keeps_to_the_rules_of_the_index():
+    """What its scripts/check_description_files.py asks beyond the schema."""
+    entry = json.loads(INDEX_ENTRY.read_text())
     assert entry["tier"] in (1, 3, 5)
     assert entry["category"] in ("Segmentation", "Analysis")  # of the index's list, those that fit
+    assert re.match(r"(https|git)://", entry["scm_url"])
+    assert "slicer" in entry["scm_url"].rsplit("/", 1)[1].lower()
     assert b"\r" not in INDEX_ENTRY.read_bytes()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import weakref
 
 import pytest
 
-from MedAnomalyCLIPLib.runtime import DetectorWorker, missing_packages
+from MedAnomalyCLIPLib.runtime import DetectorWorker, available_devices, device_title, select_device
 
 
 class Echo:
@@ -16,7 +17,7 @@ class Echo:
     def __init__(self, name):
         self.name = name
 
-    def detect(self, plane, *, threshold=None):
+    def detect(self, plane, *, threshold=None, window=None):
         return self.name, plane, threshold, threading.current_thread()
 
 
@@ -82,7 +83,35 @@ def test_a_closed_worker_and_its_detector_are_let_go():
     assert alive() is None
 
 
-def test_missing_packages_are_told_as_the_requirements_name_them(tmp_path):
-    path = tmp_path / "requirements.txt"
-    path.write_text("numpy>=1.26\n\nno-such-package[extra]>=2\nscikit-image\n")
-    assert missing_packages(path) == ["no-such-package[extra]>=2"]
+def test_a_window_reaches_the_detector(worker):
+    class Recorder(Echo):
+        def detect(self, plane, *, threshold=None, window=None):
+            return window
+
+    assert worker.submit("one", lambda: Recorder("one"), "a", None, (1.0, 2.0)).result(10) == (1.0, 2.0)
+
+
+def test_other_work_uses_the_detector_that_is_held(worker):
+    loads = []
+
+    def load():
+        loads.append(1)
+        return Echo("one")
+
+    worker.submit("one", load, "a", None).result(timeout=10)
+    assert worker.use("one", load, lambda detector: detector.name).result(timeout=10) == "one"
+    assert loads == [1]
+
+
+def test_work_without_a_detector_runs_on_the_same_thread(worker):
+    thread = worker.submit("one", lambda: Echo("one"), "a", None).result(timeout=10)[3]
+    assert worker.call(threading.current_thread).result(timeout=10) is thread
+
+
+def test_devices_on_offer_can_be_selected_and_have_a_title():
+    devices = available_devices()
+    assert devices[0] == "cpu"
+    for name in devices:
+        assert str(select_device(name)) == name
+        assert device_title(name)
+    assert re.fullmatch(r"CPU, \d+ threads?", device_title("cpu"))

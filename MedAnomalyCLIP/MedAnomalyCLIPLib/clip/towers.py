@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..downloads import downloads_folder
 from ..errors import BundleInvalid, InvalidRequest, UnreadableImage
 from .importing import import_open_clip
 from .specification import TowerSpec
@@ -247,7 +248,8 @@ def find_clip_file(spec: TowerSpec, weights: Path | str, *, download: bool = Fal
         spec: the model.
         weights: a local file in any format that `weights.read_weights` knows, OpenAI's among them, or the
             name of one of open_clip's pretrained tags, for example "openai".
-        download: allow open_clip to fetch the weights of a tag over the network.
+        download: allow open_clip to fetch the weights of a tag over the network, into a folder of our own
+            (`downloads.downloads_folder`), where they are found the next time.
 
     Raises:
         InvalidRequest: there is no such file, and no tag may be fetched, or none of this name is known.
@@ -263,7 +265,9 @@ def find_clip_file(spec: TowerSpec, weights: Path | str, *, download: bool = Fal
         )
     config = _pretrained_config(spec, str(weights))
     try:
-        return Path(import_open_clip().download_pretrained(config))
+        folder = downloads_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(import_open_clip().download_pretrained(config, cache_dir=str(folder)))
     except (OSError, ValueError, RuntimeError) as error:  # of urllib and of Hugging Face's client
         raise UnreadableImage(
             f"The {weights} weights of {spec.model} could not be fetched: {error}"

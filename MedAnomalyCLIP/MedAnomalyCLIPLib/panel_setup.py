@@ -1,0 +1,225 @@
+"""The panel's section Setup: what is installed, what is missing, how fast it is, and what can be deleted."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from .downloads import delete_downloads, downloaded_bytes, downloads_folder
+from .errors import MedAnomalyCLIPError
+from .panel_background import BackgroundCall
+from .panel_install import installation_pending
+from .panel_words import duration_words, size_words
+from .readiness import Readiness, Speed
+from .result import AnomalyResult
+from .runtime import device_title
+
+_SPEEDS_SETTING = "MedAnomalyCLIP/Speeds"
+_WHEELS_SETTING = "MedAnomalyCLIP/FolderOfWheels"
+
+
+class SetupSection:
+    """The widgets of the section Setup. It folds itself when all is ready, and opens when it is not.
+
+    Attributes:
+        readiness: as it was last looked at; None before that.
+    """
+
+    def __init__(
+        self,
+        ui: Any,
+        logic: Any,
+        chosen: Callable[[], tuple[str, str]],
+        log: Callable[[str], None],
+    ) -> None:
+        """
+        Args:
+            ui: holds setupSection, packagesLabel, installButton, wheelsPath, speedLabel, measureButton,
+                downloadsLabel, deleteDownloadsButton and setupMessageLabel.
+            logic: the module's.
+            chosen: gives the folder of the detector and the device that are chosen.
+            log: keeps a line of what was done.
+        """
+        self.readiness: Readiness | None = None
+        self._ui, self._logic = ui, logic
+        self._chosen, self._log = chosen, log
+        self._measuring = BackgroundCall()
+        self._warm: frozenset[tuple[str, str]] = frozenset()  # detectors that have run, with their device
+        self._tell("")
+        ui.wheelsPath.currentPath = qt.QSettings().value(_WHEELS_SETTING, "") or ""
+        ui.installButton.connect("clicked(bool)", self._install_clicked)
+        ui.measureButton.connect("clicked(bool)", self._measure_clicked)
+        ui.deleteDownloadsButton.connect("clicked(bool)", self._delete_clicked)
+        self.update(fold=True)
+        # When the panel is there: installing takes minutes.
+        self._resume_timer = qt.QTimer()
+        self._resume_timer.singleShot = True
+        self._resume_timer.connect("timeout()", self._resume)
+        if installation_pending():
+            self._resume_timer.start(0)
+
+    def close(self) -> None:
+        self._resume_timer.stop()
+        self._measuring.stop()
+
+    def update(self, *, fold: bool = False) -> None:
+        """Look at what is there, and say so.
+
+        Args:
+            fold: close the section if all is ready, open it if not; else leave it as the reader has it.
+        """
+        readiness = self.readiness = self._logic.isReady()
+        ui = self._ui
+        ui.setupSection.text = _("Setup: ready") if readiness else _("Setup: not ready")
+        ui.packagesLabel.text = packages_words(readiness)
+        ui.installButton.enabled = bool(readiness.missing)
+        ui.wheelsPath.enabled = bool(readiness.missing)
+        self.update_speed()
+        taken = downloaded_bytes()
+        folder = downloads_folder()
+        ui.downloadsLabel.text = size_words(taken / 1e6) if taken else _("None")
+        words = _(
+            "Model files that were fetched are kept in {folder}. The bundled detector, and those that you"
+            " choose from a folder, need none."
+        )
+        ui.downloadsLabel.toolTip = words.format(folder=folder)
+        ui.deleteDownloadsButton.enabled = taken > 0
+        if fold:
+            ui.setupSection.collapsed = bool(readiness)
+
+    def update_speed(self) -> None:
+        """Say how fast the chosen detector is on the chosen device, as far as that was measured."""
+        folder, device = self._chosen()
+        speed = remembered_speed(folder, device)
+        ready = bool(self.readiness)
+        if self._measuring.running:
+            text = _("Measuring…")
+        elif speed is not None:
+            words = _("{device}: about {duration} per slice")
+            text = words.format(device=speed.title, duration=duration_words(speed.seconds))
+        elif ready:
+            text = _("Not measured yet on this device")
+        else:
+            text = _("Known when everything is installed")
+        self._ui.speedLabel.text = text
+        self._ui.measureButton.enabled = ready and not self._measuring.running
+
+    def learn_speed(self, folder: str, device: str, result: AnomalyResult) -> None:
+        """Remember how long a detection took; not the first of a detector on a device, which warms it up."""
+        seconds = sum(result.timings.values())
+        warm, self._warm = (folder, device) in self._warm, self._warm | {(folder, device)}
+        if warm and seconds > 0:
+            where = result.provenance.device
+            remember_speed(folder, device, Speed(where, device_title(where), seconds))
+            self.update_speed()
+
+    def _tell(self, text: str) -> None:
+        self._ui.setupMessageLabel.text = text
+        self._ui.setupMessageLabel.setVisible(bool(text))
+
+    def _install_clicked(self) -> None:
+        wheels = self._ui.wheelsPath.currentPath
+        qt.QSettings().setValue(_WHEELS_SETTING, wheels)
+        folder = Path(wheels) if wheels else None
+        self._run_install(
+            lambda: self._logic.setupPythonRequirements(ask=True, wheels=folder, tell=self._log)
+        )
+
+    def _resume(self) -> None:
+        self._run_install(lambda: self._logic.resumeSetup(tell=self._log))
+
+    def _run_install(self, install: Callable[[], Any]) -> None:
+        self._tell("")
+        self._ui.installButton.enabled = False
+        try:
+            install()
+        except MedAnomalyCLIPError as error:
+            self._tell(str(error))
+            self._log(str(error))
+        finally:
+            self.update(fold=True)
+
+    def _measure_clicked(self) -> None:
+        folder, device = self._chosen()
+        self._tell("")
+        try:
+            future = self._logic.measureSpeed(detector=folder, device=device)
+        except MedAnomalyCLIPError as error:
+            self._tell(str(error))
+            return
+        self._measuring.start(future, lambda speed, error: self._measured(folder, device, speed, error))
+        self.update_speed()
+
+    def _measured(self, folder: str, device: str, speed: Speed | None, error: Exception | None) -> None:
+        self.update_speed()
+        if error is not None:
+            self._tell(str(error))
+            if not isinstance(error, MedAnomalyCLIPError):
+                raise error
+        elif speed is not None:
+            remember_speed(folder, device, speed)
+            self.update_speed()
+            words = _("Measured: {device}, {duration} per slice")
+            self._log(words.format(device=speed.title, duration=duration_words(speed.seconds)))
+
+    def _delete_clicked(self) -> None:
+        taken = size_words(downloaded_bytes() / 1e6)
+        words = _(
+            "Delete {size} of downloaded model files in {folder}? Detectors that were made from them go on"
+            " working."
+        )
+        text = words.format(size=taken, folder=downloads_folder())
+        if not slicer.util.confirmOkCancelDisplay(text, _("Delete downloaded models")):
+            return
+        try:
+            freed = delete_downloads()
+            self._log(_("Deleted downloaded models: {size}").format(size=size_words(freed / 1e6)))
+        except MedAnomalyCLIPError as error:
+            self._tell(str(error))
+        self.update()
+
+
+def packages_words(readiness: Readiness) -> str:
+    """What is missing and what is there, as rich text whose words come from package names only."""
+    lines = []
+    if readiness:
+        lines.append(_("All packages are installed."))
+    else:
+        lines += [f"<b>{html.escape(reason)}</b>" for reason in readiness.reasons]
+    present = [f"{p.name} {p.installed}".strip() for p in readiness.packages if p.satisfied]
+    if present:
+        lines.append(html.escape(_("Installed: {names}").format(names=", ".join(present))))
+    return "<br>".join(lines)
+
+
+def remembered_speed(folder: str, device: str) -> Speed | None:
+    """How fast a detector was on a device on this computer, None if that was never measured."""
+    try:
+        return Speed(**_speeds()[_speed_key(folder, device)])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def remember_speed(folder: str, device: str, speed: Speed) -> None:
+    speeds = {**_speeds(), _speed_key(folder, device): asdict(speed)}
+    qt.QSettings().setValue(_SPEEDS_SETTING, json.dumps(speeds))
+
+
+def _speeds() -> dict[str, Any]:
+    try:
+        speeds = json.loads(qt.QSettings().value(_SPEEDS_SETTING, "{}"))
+    except (ValueError, TypeError):
+        return {}
+    return speeds if isinstance(speeds, dict) else {}
+
+
+def _speed_key(folder: str, device: str) -> str:
+    return f"{device}|{folder}"

@@ -1,0 +1,261 @@
+"""The section Setup: what it says of the packages, the speed and the downloads, and what its buttons do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from MedAnomalyCLIPLib.downloads import PLACE, downloads_folder
+from MedAnomalyCLIPLib.errors import Cancelled, DependencyMissing, InvalidRequest
+from MedAnomalyCLIPLib.readiness import Package, Readiness, Speed
+
+
+@pytest.fixture(autouse=True)
+def own_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv(PLACE, str(tmp_path / "downloads"))
+
+
+@pytest.fixture
+def without_monai(monkeypatch):
+    """A Slicer in which MONAI is missing; call it to install MONAI."""
+    real = importlib.util.find_spec
+    gone = {"monai"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
+    return gone.clear
+
+
+@pytest.fixture
+def install(panel, monkeypatch):
+    """What the logic is asked to install; set `fails` to make it fail."""
+    asked = SimpleNamespace(calls=[], fails=None, works=lambda: None)
+
+    def setup(ask, wheels, tell):
+        asked.calls.append((ask, wheels))
+        tell("Installing monai>=1.4")
+        if asked.fails:
+            raise asked.fails
+        asked.works()
+
+    monkeypatch.setattr(panel.logic, "setupPythonRequirements", setup)
+    return asked
+
+
+def test_when_all_is_there_the_section_is_folded_and_says_so(panel):
+    assert panel.ui.setupSection.collapsed
+    assert panel.ui.setupSection.text == "Setup: ready"
+    assert panel.ui.packagesLabel.text.startswith("All packages are installed.<br>Installed: monai ")
+    assert not panel.ui.installButton.enabled
+    assert panel.ui.measureButton.enabled
+
+
+def test_what_is_missing_opens_the_section_and_is_named(without_monai, panel):
+    assert not panel.ui.setupSection.collapsed
+    assert panel.ui.setupSection.text == "Setup: not ready"
+    assert "<b>monai&gt;=1.4 is not installed</b>" in panel.ui.packagesLabel.text
+    assert "torch 2" in panel.ui.packagesLabel.text
+    assert panel.ui.installButton.enabled
+    assert not panel.ui.measureButton.enabled
+    assert panel.ui.speedLabel.text == "Known when everything is installed"
+
+
+def test_installing_makes_it_ready_and_folds_it(without_monai, panel, install):
+    install.works = without_monai
+    panel.ui.installButton.click()
+    assert install.calls == [(True, None)]
+    assert panel.ui.setupSection.collapsed
+    assert not panel.ui.installButton.enabled
+    assert "Installing monai>=1.4" in panel.ui.logText.plainText
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Cancelled("Nothing was installed."), DependencyMissing("pip failed: mend it"), InvalidRequest("no")],
+)
+def test_what_went_wrong_is_shown_and_can_be_tried_again(without_monai, panel, install, error):
+    install.fails = error
+    panel.ui.installButton.click()
+    assert panel.ui.setupMessageLabel.text == str(error)
+    assert str(error) in panel.ui.logText.plainText
+    assert panel.ui.installButton.enabled
+    assert not panel.ui.setupSection.collapsed
+
+
+def test_a_folder_of_wheels_is_used_and_remembered(without_monai, panel, install, hosted_module, tmp_path):
+    panel.ui.wheelsPath.currentPath = str(tmp_path)
+    panel.ui.installButton.click()
+    assert install.calls == [(True, tmp_path)]
+    again = hosted_module.make_panel()
+    assert again.ui.wheelsPath.currentPath == str(tmp_path)
+    again.cleanup()
+
+
+def test_after_a_restart_the_installation_goes_on_by_itself(
+    without_monai, hosted_module, views, slot_errors, wait, monkeypatch
+):
+    from harness.pythonqt import qt
+
+    qt.QSettings().setValue("MedAnomalyCLIP/PendingInstallation", json.dumps(["monai>=1.4"]))
+    resumed = []
+    monkeypatch.setattr(
+        hosted_module.code.MedAnomalyCLIPLogic, "resumeSetup", lambda self, tell: resumed.append(1)
+    )
+    panel = hosted_module.make_panel()
+    assert resumed == []
+    wait(lambda: resumed == [1])
+    panel.cleanup()
+
+
+def test_nothing_goes_on_when_nothing_waits(panel, wait, monkeypatch):
+    monkeypatch.setattr(panel.logic, "resumeSetup", lambda tell: pytest.fail("nothing was asked for"))
+    with pytest.raises(TimeoutError):
+        wait(lambda: False, seconds=0.2)
+
+
+# Speed
+
+
+def test_speed_is_unknown_until_it_is_measured(panel):
+    assert panel.ui.speedLabel.text == "Not measured yet on this device"
+
+
+def test_measuring_happens_in_the_background_and_is_remembered(panel, detector, wait, hosted_module):
+    detector.gate.clear()
+    panel.ui.measureButton.click()
+    assert panel.ui.speedLabel.text == "Measuring…"
+    assert not panel.ui.measureButton.enabled
+    detector.gate.set()
+    wait(lambda: panel.ui.measureButton.enabled, seconds=60)
+    assert panel.ui.speedLabel.text.startswith("CPU, ")
+    assert panel.ui.speedLabel.text.endswith(" per slice")
+    assert len(set(detector.threads)) == 1
+    assert "MainThread" not in detector.threads
+    assert "Measured: CPU" in panel.ui.logText.plainText
+    again = hosted_module.make_panel()
+    assert again.ui.speedLabel.text == panel.ui.speedLabel.text
+    again.cleanup()
+
+
+def test_a_detector_that_cannot_be_measured_says_why(panel, wait):
+    def fail(folder):
+        raise DependencyMissing("torch has gone")
+
+    panel.logic.detectorFactory = fail
+    panel.ui.measureButton.click()
+    wait(lambda: panel.ui.setupMessageLabel.text == "torch has gone")
+    assert panel.ui.measureButton.enabled
+    assert panel.ui.speedLabel.text == "Not measured yet on this device"
+
+
+def test_each_device_has_its_own_speed(panel):
+    from MedAnomalyCLIPLib.panel_setup import remember_speed
+
+    remember_speed("", "auto", Speed("cuda:0", "NVIDIA Big One (cuda:0)", 0.0123))
+    remember_speed("", "cpu", Speed("cpu", "CPU, 8 threads", 12.3))
+    panel._setup.update()
+    assert panel.ui.speedLabel.text == "NVIDIA Big One (cuda:0): about 12 ms per slice"
+    panel._parameterNode.device = "cpu"
+    assert panel.ui.speedLabel.text == "CPU, 8 threads: about 12 s per slice"
+
+
+def test_detections_tell_the_speed_but_for_the_first(panel, head, detect, detector):
+    quick = detector.detect
+    seconds = iter((60.0, 2.5))
+
+    def timed(*words, **options):
+        return replace(quick(*words, **options), timings={"preprocess": 0.5, "network": next(seconds)})
+
+    detector.detect = timed
+    detect()
+    assert panel.ui.speedLabel.text == "Not measured yet on this device"
+    detect()
+    assert panel.ui.speedLabel.text.endswith("about 3.0 s per slice")
+
+
+@pytest.mark.parametrize("value", ["", "not json", "[]", '{"auto|": 3}', '{"auto|": {"seconds": -1}}'])
+def test_damaged_settings_are_as_good_as_none(panel, value):
+    from harness.pythonqt import qt
+
+    qt.QSettings().setValue("MedAnomalyCLIP/Speeds", value)
+    panel._setup.update()
+    assert panel.ui.speedLabel.text == "Not measured yet on this device"
+
+
+def test_leaving_while_it_measures_lets_go(hosted_module, views, slot_errors, detector):
+    panel = hosted_module.make_panel()
+    panel.logic.detectorFactory = lambda folder: detector
+    detector.gate.clear()
+    panel.ui.measureButton.click()
+    panel.cleanup()
+    detector.gate.set()
+    assert not panel._setup._measuring.running
+
+
+# Downloads
+
+
+def test_no_downloads_leave_nothing_to_delete(panel):
+    assert panel.ui.downloadsLabel.text == "None"
+    assert not panel.ui.deleteDownloadsButton.enabled
+
+
+def fetched():
+    downloads_folder().mkdir(parents=True)
+    (downloads_folder() / "ViT.pt").write_bytes(b"x" * 3_000_000)
+
+
+def test_downloads_are_told_and_deleted_when_the_reader_agrees(panel, monkeypatch):
+    import slicer
+
+    fetched()
+    panel._setup.update()
+    assert panel.ui.downloadsLabel.text == "3 MB"
+    asked = []
+    monkeypatch.setattr(
+        slicer.util, "confirmOkCancelDisplay", lambda text, title: asked.append(text) or len(asked) > 1
+    )
+    panel.ui.deleteDownloadsButton.click()
+    assert (downloads_folder() / "ViT.pt").exists()
+    panel.ui.deleteDownloadsButton.click()
+    assert not downloads_folder().exists()
+    assert str(downloads_folder()) in asked[0]
+    assert "3 MB" in asked[0]
+    assert not panel.ui.deleteDownloadsButton.enabled
+    assert "Deleted downloaded models: 3 MB" in panel.ui.logText.plainText
+
+
+# The logic's own words
+
+
+def test_ready_is_true_in_a_condition_and_knows_the_speed(panel):
+    from MedAnomalyCLIPLib.panel_setup import remember_speed
+
+    speed = Speed("cpu", "CPU, 2 threads", 0.5)
+    remember_speed("", "auto", speed)
+    state = panel.logic.isReady()
+    assert state
+    assert state.speed == speed
+    assert {package.name for package in state.packages} >= {"torch", "monai"}
+
+
+def test_a_detector_that_is_gone_is_a_reason_not_to_be_ready(panel, tmp_path):
+    state = panel.logic.isReady(detector=str(tmp_path / "gone"))
+    assert not state
+    assert "bundle.json" in state.reasons[0]
+
+
+def test_setting_up_from_the_console_goes_through_the_same_installer(panel, without_monai):
+    did = []
+    panel.logic.installEnvironment = SimpleNamespace(
+        packages=lambda: (Package("monai>=1.4", "monai", "1.6.1" if did else "", bool(did)),),
+        installed_version=lambda name: "",
+        pip_install=lambda requirements, constraints, options: did.append(requirements) or without_monai(),
+        pytorch_logic=lambda: None,
+    )
+    state = panel.logic.setupPythonRequirements(ask=False)
+    assert did == [("monai>=1.4",)]
+    assert isinstance(state, Readiness)
+    assert state
