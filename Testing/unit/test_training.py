@@ -211,6 +211,7 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
     from MedAnomalyCLIPLib.detection import SliceDetector
     from MedAnomalyCLIPLib.detectors.specification import FamiliaritySpec
     from MedAnomalyCLIPLib.training.default_detector import DETECTOR, DefaultRecipe, run
+    from MedAnomalyCLIPLib.training.heads import HeadTraining
     from MedAnomalyCLIPLib.training.joint import JointTraining
 
     data, rng = tmp_path / "data", np.random.default_rng(0)
@@ -234,6 +235,7 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
     recipe = DefaultRecipe(
         TowerTraining(steps=1, batch_size=4, warmup=1, side=32),
         JointTraining(steps=2, outlined=2, painted=1, others=1, small_side=32, small_share=0.5),
+        HeadTraining(batches=1, outlined=2, painted=1, labelled=1, epochs=1),
     )
     work, cpu = tmp_path / "work", torch.device("cpu")
     spec = replace(DETECTOR, familiarity=FamiliaritySpec(2))
@@ -255,6 +257,7 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
     others = (
         replace(recipe, tower=replace(recipe.tower, steps=2)),
         replace(recipe, joint=replace(recipe.joint, steps=3)),
+        replace(recipe, heads=replace(recipe.heads, epochs=2)),
     )
     for other in others:
         with pytest.raises(MedAnomalyCLIPError, match="other settings"):

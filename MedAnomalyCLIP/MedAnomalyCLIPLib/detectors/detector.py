@@ -136,8 +136,10 @@ class AnomalyDetector(nn.Module):
             )
         if spec.denoiser is not None:
             self.denoiser = Denoiser(spec.denoiser, taps, width, embed_dim)
-        if spec.image_score in ("class_and_clusters", "class_and_peak"):
+        if spec.image_score == "class_and_clusters":
             self.class_head = nn.Linear(embed_dim, embed_dim)
+        elif spec.image_score == "class_and_peak":
+            self.class_head = nn.Linear(embed_dim + taps * width, embed_dim)
         if spec.memory is not None:
             precision = getattr(torch, spec.memory.precision)
             size = width if spec.memory.features == "tokens" else embed_dim
@@ -205,6 +207,15 @@ class AnomalyDetector(nn.Module):
         if self.spec.image_score == "class_and_peak":
             return self.class_score(aligned, text, valid)
         return self.patch_score(aligned, text, valid)
+
+    def whole_image(self, aligned: Aligned, valid: Tensor) -> Tensor:
+        """(B, E + L D) CLIP's own feature and the mean token of each tap, brought to one size."""
+        tokens = aligned.tokens
+        if tokens is None:
+            raise InvalidRequest("Only beside linear adapters can an image's tokens be averaged")
+        shown = shown_share(valid, tokens.grid)
+        parts = [aligned.pooled, *(mean_token(patches.float(), shown) for patches in tokens.patches)]
+        return torch.cat([F.layer_norm(part.float(), part.shape[-1:]) for part in parts], dim=-1)
 
     def look(self, aligned: Aligned, valid: Tensor) -> Tensor:
         """(B, D) what images look like, whatever is wrong with them; see `familiarity`."""
@@ -373,7 +384,10 @@ class AnomalyDetector(nn.Module):
 
     def class_score(self, aligned: Aligned, text: Tensor, valid: Tensor) -> Tensor:
         """(B,) probability of the class token, mixed with clusters of the most abnormal patches."""
-        feature = F.normalize(self.class_head(aligned.pooled), dim=-1)
+        seen = aligned.pooled
+        if self.spec.image_score == "class_and_peak":
+            seen = self.whole_image(aligned, valid)
+        feature = F.normalize(self.class_head(seen), dim=-1)
         clusters = self.spec.clusters
         if clusters.weight > 0:
             patches = [F.normalize(p, dim=-1) for p in self.map_head(aligned).patches]

@@ -262,7 +262,8 @@ class DetectorSpec:
         image_score: how an image gets its score: "max_map" and "mean_map" of its map; "mean_patch", mean
             probability of its patches in the detection head; "class_and_clusters", probability of a feature
             made of its class token and of clusters of its most abnormal patches; "class_and_peak", that of
-            the class token alone, averaged with the highest value of the map.
+            a feature made of its class token and of the mean token of each tap, averaged with the highest
+            value of the map.
         smoothing: sigma in network pixels of the Gaussian that smooths the map.
         adapter: what aligns tokens with text.
         text: what the text features are made from.

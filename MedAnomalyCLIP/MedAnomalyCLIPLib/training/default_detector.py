@@ -1,9 +1,9 @@
 """The recipe of the bundled detector: `python -m MedAnomalyCLIPLib.training.default_detector --help`.
 
 A folder of images with manifests and the teacher's weights in, a bundle out. First both towers learn features
-and sentences, then everything at once, the detector's heads included. An interrupted run goes on where it
-stopped. Only training images are learned from, thresholds come from the validation images, and the test
-images are looked at once, for the figures on the model card.
+and sentences, then everything at once, the detector's heads included, last the heads alone, on many views. An
+interrupted run goes on where it stopped. Only training images are learned from, thresholds come from the
+validation images, and the test images are looked at once, for the figures on the model card.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ from ..evaluation.image_sets import detect_records, set_figures
 from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
 from ..runtime import select_device
 from .anomaly_batches import AnomalyImages
+from .checkpoint import load_checkpoint, save_checkpoint
 from .finishing import calibrate, training_sources
+from .heads import HeadTraining, train_heads
 from .image_set import inner_square, pack, read_lesion_mask
 from .joint import JointModel, JointTraining, text_banks, train_jointly
 from .log import TrainingLog
@@ -89,8 +91,8 @@ vision tower learns to give what an ImageNet MobileNetV2 gives (the teacher, not
 appearance of a view, and both towers to match images with sentences made from what the sources say of each
 image. Then everything at once: the same, and the heads of the detector, which compare patches and images with
 sentences about their kind, on outlined lesions, on lesions painted into normal images, and on images with a
-label alone. Weights are running averages. Thresholds come from validation images. The test images below took
-no part in fitting or in thresholds.
+label alone. Last, these heads for longer, the towers as they are. The towers' weights are running averages.
+Thresholds come from validation images. The test images below took no part in fitting or in thresholds.
 
 `text_tower.safetensors` is the small text tower. Detection reads it only for a reader's own phrases; other
 detectors are trained from it, and it stands under the same terms."""
@@ -103,11 +105,13 @@ class DefaultRecipe:
     Attributes:
         tower: of the first training.
         joint: of the second.
+        heads: of the third, of the heads alone.
         without: sets, or clusters of sets, that are left out of all training, beside the held-out head.
     """
 
     tower: TowerTraining = field(default_factory=TowerTraining)
     joint: JointTraining = field(default_factory=JointTraining)
+    heads: HeadTraining = field(default_factory=HeadTraining)
     without: tuple[str, ...] = ()
 
 
@@ -143,6 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = DefaultRecipe(
             TowerTraining(steps=arguments.tower_steps, seed=arguments.seed),
             replace(JointTraining(), **changes),
+            HeadTraining(seed=arguments.seed),
             tuple(arguments.without),
         )
         run(
@@ -199,6 +204,7 @@ def run(
             on_step=log.step,
             on_checkpoint=measure,
         )
+    _fit_heads(recipe.heads, model, images, work, device)
     detector = finish_detector(model, images)
     # Not in the place of a finished detector before it is one itself.
     ready = _as_bundle(detector, training, work / "uncalibrated", device)
@@ -209,6 +215,26 @@ def run(
     manifest = replace(manifest, quality=_measure(ready, tested))
     settings = {**to_mapping(recipe), "started from": "" if start is None else _name_of(start)}
     save_bundle(output, manifest, detector, model_card(manifest, HOW_MADE, settings), text_side(model.clip))
+
+
+def _fit_heads(
+    training: HeadTraining, model: JointModel, images: AnomalyImages, work: Path, device: torch.device
+) -> None:
+    """The heads, from an earlier run where that came so far.
+
+    Raises:
+        InvalidRequest: the earlier run had other settings.
+    """
+    finished, settings = work / "heads.safetensors", to_mapping(training)
+    heads = {"adapters": model.detector.adapters, "class_head": model.detector.class_head}
+    if finished.is_file():
+        if load_checkpoint(finished, heads, None) != {"settings": settings}:
+            raise InvalidRequest(f"{finished.name} was trained with other settings; delete it to start anew")
+        return
+    steps = training.epochs * training.batches
+    with TrainingLog(work / "log" / "heads", steps, title="heads") as log:
+        train_heads(model, images, training, device=device, on_progress=_bar("keep tokens"), on_step=log.step)
+    save_checkpoint(finished, heads, None, {"settings": settings})
 
 
 def read_records(data: Path) -> list[ImageRecord]:

@@ -50,8 +50,8 @@ MANY_SCALES = SynthesisConfig(
     identity_share=1.2,
     foreground_overlap=0.95,
 )
-_PEAK_SHARE = 0.001  # of pixels, whose mean stands for the highest one while training
-_SENTENCES = 3  # of each class that are drawn for each kind of image in each step
+PEAK_SHARE = 0.001  # of pixels, whose mean stands for the highest one while training
+SENTENCES = 3  # of each class that are drawn for each kind of image in each step
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class _Losses:
         whole = torch.ones_like(maps, dtype=torch.bool)
         terms["image"] = image_loss(detector.class_score(aligned, text, whole)[labelled], label[labelled])
         smoothed = smooth(maps, spec.smoothing * side / spec.tower.image_size)
-        highest = smoothed.flatten(1).topk(max(1, round(_PEAK_SHARE * side**2)), dim=1).values.mean(1)
+        highest = smoothed.flatten(1).topk(max(1, round(PEAK_SHARE * side**2)), dim=1).values.mean(1)
         terms["peak"] = image_loss(highest[labelled], label[labelled])
         loss = sum(getattr(training, name) * term for name, term in terms.items())
         return {"loss": loss, **terms}
@@ -271,10 +271,10 @@ class _Losses:
             sentence
             for family, part in distinct
             for abnormal in (False, True)
-            for sentence in rng.choice(state_sentences(family, part, abnormal=abnormal), _SENTENCES)
+            for sentence in rng.choice(state_sentences(family, part, abnormal=abnormal), SENTENCES)
         ]
         features = self.model.clip.encode_text(self.tokenize(sentences).to(self.device), normalize=True)
-        banks = F.normalize(features.float().unflatten(0, (len(distinct), 2, _SENTENCES)).mean(2), dim=-1)
+        banks = F.normalize(features.float().unflatten(0, (len(distinct), 2, SENTENCES)).mean(2), dim=-1)
         return banks[torch.tensor([distinct.index(kind) for kind in kinds], device=self.device)]
 
 

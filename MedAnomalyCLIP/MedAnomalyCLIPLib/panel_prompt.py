@@ -1,0 +1,101 @@
+"""The panel's choice of what a slice is compared with: the kind of image, or a reader's own phrases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from slicer.i18n import tr as _
+
+from .bundle import BundleManifest
+from .errors import InvalidRequest
+from .prompt import Prompt, guess_preset
+
+AUTOMATIC, OWN = "auto", "own"
+
+
+class PromptSelector:
+    """A combo box of the detector's presets, and two lines for phrases that are shown when they are wanted.
+
+    What is chosen is a word that the parameter node keeps: "auto", "own", the name of a preset, or nothing
+    for images of any kind.
+    """
+
+    def __init__(self, ui: Any, on_chosen: Callable[[str], None]) -> None:
+        """
+        Args:
+            ui: holds presetCaption, presetSelector, and the captions and lines normalCaption,
+                normalPhrasesEdit, abnormalCaption, abnormalPhrasesEdit.
+            on_chosen: called with the word that the reader chose.
+        """
+        self._ui = ui
+        self._on_chosen = on_chosen
+        ui.presetSelector.connect("currentIndexChanged(int)", self._item_chosen)
+
+    def show(self, manifest: BundleManifest | None, chosen: str, modality: str, words: str) -> None:
+        """List what a detector offers.
+
+        Args:
+            manifest: of the detector; None when there is none.
+            chosen: the word of the parameter node.
+            modality, words: what the image says of itself, see `prompt.guess_preset`.
+        """
+        presets = () if manifest is None else manifest.detector.presets
+        reads = manifest is not None and bool(presets) and bool(manifest.text_sha256)
+        guess = guess_preset(presets, modality, words)
+        titles = {preset.name: preset.title for preset in presets}
+        selector = self._ui.presetSelector
+        selector.blockSignals(True)
+        selector.clear()
+        selector.addItem(
+            _("Automatic ({kind})").format(kind=titles.get(guess, _("images of any kind"))), AUTOMATIC
+        )
+        selector.addItem(_("Images of any kind"), "")
+        for name, title in titles.items():
+            selector.addItem(title, name)
+        if reads:
+            selector.addItem(_("Own phrases"), OWN)
+        selector.setCurrentIndex(max(selector.findData(chosen), 0))
+        selector.blockSignals(False)
+        for widget in (self._ui.presetCaption, selector):
+            widget.setVisible(bool(presets))
+        for widget in (
+            *(self._ui.normalCaption, self._ui.normalPhrasesEdit),
+            *(self._ui.abnormalCaption, self._ui.abnormalPhrasesEdit),
+        ):
+            widget.setVisible(reads and chosen == OWN)
+
+    def _item_chosen(self, index: int) -> None:
+        chosen = self._ui.presetSelector.itemData(index)
+        self._on_chosen(AUTOMATIC if chosen is None else chosen)
+
+
+def chosen_prompt(
+    manifest: BundleManifest, chosen: str, modality: str, words: str, normal: str = "", abnormal: str = ""
+) -> Prompt:
+    """What the choice asks for.
+
+    Args:
+        manifest: of the detector.
+        chosen: "auto", "own", the name of a preset, or nothing.
+        modality, words: what the image says of itself.
+        normal, abnormal: phrases, separated by semicolons, for "own".
+
+    Raises:
+        InvalidRequest: own phrases are wanted, but not written.
+    """
+    if chosen == OWN:
+        prompt = Prompt(normal=split_phrases(normal), abnormal=split_phrases(abnormal))
+        if not prompt.has_phrases:
+            raise InvalidRequest(_("Write phrases for normal and for abnormal, or choose a preset"))
+        return prompt
+    known = manifest.detector.presets
+    if chosen == AUTOMATIC:
+        return Prompt(guess_preset(known, modality, words))
+    # A scene may remember a preset of another detector.
+    return Prompt(chosen if chosen in {preset.name for preset in known} else "")
+
+
+def split_phrases(text: str) -> tuple[str, ...]:
+    """Phrases of a line, which semicolons divide."""
+    return tuple(phrase.strip() for phrase in text.split(";") if phrase.strip())

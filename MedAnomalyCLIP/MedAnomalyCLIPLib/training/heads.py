@@ -1,0 +1,234 @@
+"""Fit the detector's heads longer, the towers as they are: what the towers give for many views is kept.
+
+A model and packed images in; its adapters and class head, fitted, stay in the model. A step costs a small
+part of one that runs the tower too, so that images with labels and outlines can be seen many times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..clip.tokenizer import create_tokenizer
+from ..clip.towers import TappedTokens
+from ..detectors.scoring import anomaly_map, smooth, two_class_cosines
+from ..synthesis import SynthesisConfig
+from .anomaly_batches import AnomalyImages, JointBatches
+from .captions import state_sentences
+from .joint import MANY_SCALES, PEAK_SHARE, SENTENCES, JointModel
+from .losses import dice_loss, focal_loss, image_loss
+from .tower import CLIP_MEAN, CLIP_STD, learning_rate, parameter_groups
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """Numbers of the recipe.
+
+    Attributes:
+        batches: of views whose tokens are kept.
+        outlined, painted, labelled: images of each part of a batch, see `JointBatches`.
+        epochs: passes over what is kept.
+        learning_rate, weight_decay, warmup: of AdamW.
+        focal, dice, image, peak: weights of the losses.
+        own_sentences: odds that an image is compared with sentences about its own kind, not about any.
+        loss_side: side of the maps that the losses are taken of.
+        synthesis: which lesions are painted.
+        seed: of everything random.
+    """
+
+    batches: int = 150
+    outlined: int = 12
+    painted: int = 8
+    labelled: int = 12
+    epochs: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: int = 50
+    focal: float = 4.0
+    dice: float = 1.0
+    image: float = 1.0
+    peak: float = 0.5
+    own_sentences: float = 0.7
+    loss_side: int = 128
+    synthesis: SynthesisConfig = field(default_factory=lambda: MANY_SCALES)
+    seed: int = 0
+
+
+class Views(NamedTuple):
+    """What the tower gives for many views, and what is known of them.
+
+    Attributes:
+        patches: for each tap (V, N, D), half precision; classes: (V, D); pooled: (V, E); grid: (h, w).
+        masks: (V, S, S) bool, at the side of the losses.
+        has_mask, has_label: (V,) bool; abnormal: (V,) float.
+        kinds: of each view.
+    """
+
+    patches: tuple[Tensor, ...]
+    classes: tuple[Tensor, ...]
+    pooled: Tensor
+    grid: tuple[int, int]
+    masks: Tensor
+    has_mask: Tensor
+    abnormal: Tensor
+    has_label: Tensor
+    kinds: list[tuple[str, str]]
+
+
+def train_heads(
+    model: JointModel,
+    images: AnomalyImages,
+    training: HeadTraining,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> None:
+    """Fit adapters and class head, in place.
+
+    Args:
+        model: trained; its towers are left alone.
+        images: what is learned from.
+        training: numbers of the recipe.
+        device: where to run.
+        on_progress: called with the batches whose tokens are kept, and their number.
+        on_step: called with the step, from 1, and the loss terms.
+    """
+    torch.manual_seed(training.seed)
+    model.to(device).eval()
+    views = keep_tokens(model, images, training, device=device, on_progress=on_progress)
+    banks = _Sentences(model, list(dict.fromkeys(views.kinds)), device)
+    detector, spec = model.detector, model.detector.spec
+    heads = torch.nn.ModuleDict({"adapters": detector.adapters, "class_head": detector.class_head})
+    detector.class_head.reset_parameters()
+    optimizer = torch.optim.AdamW(parameter_groups(heads, training.weight_decay), betas=(0.9, 0.98))
+    steps, step = training.epochs * training.batches, 0
+    smoothing = spec.smoothing * training.loss_side / spec.tower.image_size
+    everywhere = torch.ones(1, spec.tower.image_size, spec.tower.image_size, dtype=torch.bool, device=device)
+    for epoch in range(training.epochs):
+        rng = np.random.default_rng([training.seed, epoch, 2])
+        for chosen in np.array_split(rng.permutation(len(views.pooled)), training.batches):
+            step += 1
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, training.warmup, training.learning_rate)
+            some = torch.from_numpy(chosen)
+            patches, classes = (
+                tuple(tap[some].to(device) for tap in taps) for taps in (views.patches, views.classes)
+            )
+            tokens = TappedTokens(patches, classes, views.pooled[some].to(device), views.grid)
+            text = banks.draw([views.kinds[i] for i in chosen], training.own_sentences, rng)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                aligned = detector.align_tokens(tokens)
+            maps = anomaly_map(
+                [two_class_cosines(features, text) for features in aligned.segmentation.patches],
+                aligned.grid,
+                training.loss_side,
+                scale=spec.scale,
+                fusion=spec.fusion,
+            )
+            known, labelled = views.has_mask[some].to(device), views.has_label[some].to(device)
+            masks, label = views.masks[some].to(device).float(), views.abnormal[some].to(device)
+            score = detector.class_score(aligned, text, everywhere.expand(len(some), -1, -1))
+            highest = smooth(maps, smoothing).flatten(1)
+            highest = highest.topk(max(1, round(PEAK_SHARE * training.loss_side**2)), dim=1).values.mean(1)
+            terms = {
+                "focal": focal_loss(maps[known], masks[known]),
+                "dice": dice_loss(maps[known], masks[known]),
+                "image": image_loss(score[labelled], label[labelled]),
+                "peak": image_loss(highest[labelled], label[labelled]),
+            }
+            loss = sum(getattr(training, name) * term for name, term in terms.items())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if on_step is not None:
+                told = {"loss": loss, **terms}
+                on_step(step, {name: float(term.detach()) for name, term in told.items()})
+
+
+@torch.no_grad()
+def keep_tokens(
+    model: JointModel,
+    images: AnomalyImages,
+    training: HeadTraining,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Views:
+    """The tower's tokens of random views, of the same kinds as in the joint training."""
+    batches = JointBatches(
+        images,
+        outlined=training.outlined,
+        painted=training.painted,
+        others=training.labelled,
+        synthesis=training.synthesis,
+        seed=training.seed + 1,
+        labels_alone=True,
+    )
+    side = model.detector.spec.tower.image_size
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    found: list[Views] = []
+    for number in range(training.batches):
+        batch = batches.draw(number, side)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            tokens = model.detector.tower((batch.pictures.to(device) - mean) / std)
+        small = F.adaptive_avg_pool2d(batch.masks[:, None].float(), training.loss_side)[:, 0] > 0.5
+        found.append(
+            Views(
+                tuple(tap.half().cpu() for tap in tokens.patches),
+                tuple(tap.half().cpu() for tap in tokens.classes),
+                tokens.pooled.float().cpu(),
+                tokens.grid,
+                small,
+                batch.has_mask,
+                batch.abnormal,
+                batch.has_label,
+                batch.kinds,
+            )
+        )
+        if on_progress is not None:
+            on_progress(number + 1, training.batches)
+    return Views(
+        tuple(torch.cat(taps) for taps in zip(*(views.patches for views in found), strict=True)),
+        tuple(torch.cat(taps) for taps in zip(*(views.classes for views in found), strict=True)),
+        torch.cat([views.pooled for views in found]),
+        found[0].grid,
+        torch.cat([views.masks for views in found]),
+        torch.cat([views.has_mask for views in found]),
+        torch.cat([views.abnormal for views in found]),
+        torch.cat([views.has_label for views in found]),
+        [kind for views in found for kind in views.kinds],
+    )
+
+
+class _Sentences:
+    """Features of all sentences about some kinds of images, and about any."""
+
+    def __init__(self, model: JointModel, kinds: Sequence[tuple[str, str]], device: torch.device) -> None:
+        self.device = device
+        tokenize = create_tokenizer(model.detector.spec.tower)
+        clip: Any = model.clip
+        self.features: dict[tuple[str, str], list[Tensor]] = {}
+        with torch.no_grad():
+            for family, part in [*kinds, ("", "")]:
+                self.features[family, part] = [
+                    clip.encode_text(
+                        tokenize(state_sentences(family, part, abnormal=abnormal)).to(device), normalize=True
+                    )
+                    for abnormal in (False, True)
+                ]
+
+    def draw(self, kinds: Sequence[tuple[str, str]], own: float, rng: np.random.Generator) -> Tensor:
+        """(B, 2, E) for images of these kinds, see `joint.train_jointly`."""
+        banks = []
+        for kind in kinds:
+            classes = self.features[kind if rng.random() < own else ("", "")]
+            drawn = [torch.from_numpy(rng.integers(len(c), size=SENTENCES)) for c in classes]
+            banks.append(torch.stack([c[d].mean(0) for c, d in zip(classes, drawn, strict=True)]))
+        return F.normalize(torch.stack(banks), dim=-1)
