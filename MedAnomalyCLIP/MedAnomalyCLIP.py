@@ -361,6 +361,7 @@ class _Run:
     volumeNode: Any
     viewName: str
     opacity: float
+    smallestArea: float
     future: Future
     onDone: Callable[[Detection | None, MedAnomalyCLIPError | None], None] | None = None
 
@@ -376,11 +377,15 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         detection = logic.detect(volumeNode, "Red")
         other = logic.detect(volumeNode, "Red", detector="/detectors/mvfa-brain")
         print(detection.result.score, other.result.score, other.result.provenance.bundle)
+        for slice in logic.detectSlices(volumeNode, indices=range(10, 20)):
+            print(slice.result.plane.description, slice.result.score)
+        print(logic.detectVolume(volumeNode, resume=True).to_pandas())
 
     Attributes:
         detectorFactory: makes the detector in a folder, the bundled one if that is empty, when it is first
             used; called on the worker thread.
         threshold: the one last used or set.
+        smallestArea: connected parts of masks that are smaller than this, in mm², are left out.
     """
 
     def __init__(self):
@@ -389,14 +394,18 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         ScriptedLoadableModuleLogic.__init__(self)
         self.detectorFactory = load_detector
         self.threshold = 0.5
+        self.smallestArea = 0.0
         self._worker = None
         self._run = None
-        self._detections = {}  # map node ID: (Detection, volume node)
+        self._volumes = None
+        self._colours = None
+        self._legend = True
+        self._visible = True
 
     def getParameterNode(self):
         return MedAnomalyCLIPParameterNode(super().getParameterNode())
 
-    # Detecting
+    # Detecting on one plane
 
     def detect(self, volumeNode, viewName="", *, plane=None, detector="", threshold=None, opacity=0.5):
         """Detect on one plane, wait, and write the result to the scene.
@@ -428,15 +437,108 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         Raises:
             InvalidRequest: another detection is on its way.
         """
-        if self._run is not None:
+        if self.isRunning():
             raise InvalidRequest(_("A detection is running; wait for it or cancel it"))
         self._run = self._start(volumeNode, viewName, None, detector, threshold, opacity, onDone)
 
+    # Detecting on many slices
+
+    def detectSlices(self, volumeNode, *, onFailure=None, **request):
+        """Detect on slices of a volume, one after the other; each is in the scene before it is yielded.
+
+        All go to one map and one segmentation on the volume's own grid, and to one table. When the loop is
+        left, or an error ends it, what was yielded stays, and `resume=True` goes on from there.
+
+        Args:
+            volumeNode: scalar or colour volume, under a linear transform or none.
+            axis: 0, 1, 2 for I, J, K, or "axial", "coronal", "sagittal"; None as the slices were acquired.
+            indices: slices along that axis, from 0; None for all.
+            detector, threshold, opacity: as for `detect`.
+            resume: keep what an earlier run with the same detector left, and do the other slices only.
+            viewNames: slice views that show the map; None for those that show the volume.
+            mapNode, segmentationNode: nodes to write to; None for those of the volume.
+            onFailure: called with index and MedAnomalyCLIPError of a slice that gave no result, before going
+                on; None to raise the error.
+
+        Yields:
+            Detection
+
+        Raises:
+            MedAnomalyCLIPError: as for `detect`.
+        """
+        run = self._startRun(volumeNode, **request)
+        for outcome in self._jobs().finish(run):
+            if outcome.error is None:
+                yield self._detectionOf(run, outcome.result)
+            elif onFailure is None:
+                raise outcome.error
+            else:
+                onFailure(outcome.index, outcome.error)
+
+    def detectVolume(self, volumeNode, *, onProgress=None, isCancelled=None, **request):
+        """Detect on a volume and wait; arguments as for `detectSlices`.
+
+        Args:
+            onProgress: called with the number of slices done and to do, after each slice.
+            isCancelled: asked before each slice; what is done stays.
+
+        Returns:
+            MedAnomalyCLIPLib.scene_run.VolumeDetection: nodes, rows, `to_pandas()`, slices that failed.
+        """
+        run = self._startRun(volumeNode, **request)
+        for _outcome in self._jobs().finish(run):
+            self._showAsChosen(run.volumeMap)
+            if onProgress is not None:
+                onProgress(run.done, run.total)
+            if isCancelled is not None and isCancelled():
+                break
+        return run.detection()
+
+    def startRange(self, volumeNode, *, onSlice=None, onDone=None, **request):
+        """As `detectVolume`, without waiting; call `poll` from time to time, which writes one slice at most.
+
+        Args:
+            onSlice: called by `poll` with slices done, slices to do, and the outcome of the last one
+                (MedAnomalyCLIPLib.slice_stream.SliceOutcome).
+            onDone: called by `poll` with a VolumeDetection (None if there is no result at all), and a
+                MedAnomalyCLIPError or None.
+
+        Raises:
+            MedAnomalyCLIPError: nothing was started.
+        """
+        self._jobs().start(self._startRun(volumeNode, **request), onSlice, onDone)
+
+    def volumeDetection(self, node):
+        """What the scene holds of a volume, or in a map of one: a VolumeDetection, None if nothing."""
+        return self._jobs().detection(node)
+
+    def exportResults(self, node, folder, *, overwrite=False):
+        """Write what the scene holds of a volume to a folder, with the files of the command line, and wait.
+
+        Args:
+            node: the volume, or the map of one.
+            folder: appears when it is complete.
+            overwrite: replace the results of an earlier export.
+        """
+        job = self._jobs().export(self._jobs().map_of(node), folder, overwrite)
+        while job.step():
+            pass
+
+    def startExport(self, node, folder, *, overwrite=False, onSlice=None, onDone=None):
+        """As `exportResults`, without waiting; callbacks as for `startRange`."""
+        job = self._jobs().export(self._jobs().map_of(node), folder, overwrite)
+        self._jobs().start(job, onSlice, onDone)
+
     def poll(self):
-        """Write the result if it is there; whether the run goes on."""
+        """One short step of what is on its way, if it is due; whether there is more to do."""
+        if self._volumes is not None:
+            working = self._volumes.poll()
+            self._showAsChosen(self._volumes.running and self._volumes.running.volumeMap)
+        else:
+            working = False
         run = self._run
         if run is None or not run.future.done():
-            return run is not None
+            return run is not None or working
         self._run = None
         detection, error = None, None
         try:
@@ -445,77 +547,206 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             error = caught
         if run.onDone is not None:
             run.onDone(detection, error)
-        return self._run is not None
+        return self.isRunning()
 
     def isRunning(self):
-        return self._run is not None
+        return self._run is not None or (self._volumes is not None and self._volumes.busy)
 
     def cancel(self):
-        """Drop the run's result. A slice that the worker has begun is finished there, and then forgotten."""
+        """End what is on its way. Slices of a range that are done stay; anything else is dropped.
+
+        A slice that the worker has begun is finished there, and then forgotten.
+        """
         if self._run is not None:
             self._run.future.cancel()
             self._run = None
+        if self._volumes is not None:
+            self._volumes.cancel()
 
     def close(self):
         """Let go of worker and detector; nothing is written to the scene any more."""
         self.cancel()
+        self._volumes = None
         if self._worker is not None:
             self._worker.close()
         self._worker = None
-        self._detections.clear()
 
     def _start(self, volumeNode, viewName, plane, detector, threshold, opacity, onDone=None):
         from MedAnomalyCLIPLib import scene
+
+        submit = self._submitter(detector, threshold)
+        if plane is None:
+            plane = scene.plane_in_view(volumeNode, viewName)
+        return _Run(volumeNode, viewName, opacity, self.smallestArea, submit(plane), onDone)
+
+    def _startRun(
+        self,
+        volumeNode,
+        *,
+        detector="",
+        threshold=None,
+        opacity=0.5,
+        viewNames=None,
+        mapNode=None,
+        segmentationNode=None,
+        resume=False,
+        **request,
+    ):
+        from MedAnomalyCLIPLib.scene_navigation import views_of
+        from MedAnomalyCLIPLib.scene_run import RunOptions
+
+        if self._run is not None:
+            raise InvalidRequest(_("A detection is running; wait for it or cancel it"))
+        if volumeNode is not None and viewNames is None:
+            viewNames = views_of(volumeNode)
+        options = RunOptions(tuple(viewNames or ()), opacity, self._colourNode(), mapNode, segmentationNode)
+        return self._jobs().make_run(
+            volumeNode,
+            self._submitter(detector, threshold),
+            resume=resume,
+            options=options,
+            threshold=threshold,
+            min_area_mm2=self.smallestArea,
+            **request,
+        )
+
+    def _submitter(self, detector, threshold):
+        """Hands planes to a detector on the worker."""
         from MedAnomalyCLIPLib.bundle_list import BundleSummary
-        from MedAnomalyCLIPLib.runtime import DetectorWorker
 
         folder = str(detector or "")
         # A folder whose detector was trained anew since is another detector.
         manifest = BundleSummary.read(folder).manifest if folder else None
-        if plane is None:
-            plane = scene.plane_in_view(volumeNode, viewName)
+        factory = self.detectorFactory
+        key = factory, folder, manifest
+        return lambda plane: self._thread().submit(key, lambda: factory(folder), plane, threshold)
+
+    def _thread(self):
+        from MedAnomalyCLIPLib.runtime import DetectorWorker
+
         if self._worker is None:
             self._worker = DetectorWorker()
-        factory = self.detectorFactory
-        future = self._worker.submit((factory, folder, manifest), lambda: factory(folder), plane, threshold)
-        return _Run(volumeNode, viewName, opacity, future, onDone)
+        return self._worker
+
+    def _jobs(self):
+        from MedAnomalyCLIPLib.scene_jobs import VolumeJobs
+
+        if self._volumes is None:
+            self._volumes = VolumeJobs(lambda function: self._thread().call(function))
+        return self._volumes
 
     def _deliver(self, run):
         """Wait for a run and write its result to the scene."""
         from MedAnomalyCLIPLib import scene, scene_segments
 
-        result = run.future.result()
+        result = replace(run.future.result(), min_area_mm2=run.smallestArea)
         if not slicer.mrmlScene.IsNodePresent(run.volumeNode):
             raise Cancelled(_("The volume was deleted while the detector ran; the result was dropped."))
+        slicer.mrmlScene.SaveStateForUndo()
         with slicer.util.RenderBlocker():
-            mapNode = scene.write_map(result, run.volumeNode, run.viewName)
+            mapNode = scene.write_map(result, run.volumeNode, run.viewName, self._colourNode())
             if run.viewName:
                 scene.show_map(mapNode, run.viewName, run.opacity)
+                self._applyVisibility()
             segmentationNode, segmentId = scene_segments.write_segment(result, run.volumeNode) or (None, None)
-        detection = Detection(result, mapNode, segmentationNode, segmentId)
-        self._detections[mapNode.GetID()] = detection, run.volumeNode
         self.threshold = result.threshold
-        return detection
+        return Detection(result, mapNode, segmentationNode, segmentId)
+
+    def _detectionOf(self, run, result):
+        self._showAsChosen(run.volumeMap)
+        segmentation = run.volumeMap.segmentation
+        return Detection(result, run.volumeMap.node, segmentation, run.volumeMap.segment_id)
 
     # What is shown
 
-    def setThreshold(self, threshold):
-        """Change the threshold of all maps shown, and of their segments; nothing is detected again."""
-        from MedAnomalyCLIPLib import scene, scene_segments
+    def setThreshold(self, threshold, *, wait=True):
+        """Change the threshold of all maps shown, and of their segments; nothing is detected again.
 
+        Args:
+            threshold: map value from which a pixel counts.
+            wait: bring all slices of volumes up to date here; else `poll` does, some at a time.
+        """
         self.threshold = threshold
+        self._updateMasks(wait, threshold=threshold)
+
+    def setSmallestArea(self, area, *, wait=True):
+        """Leave parts smaller than this, in mm², out of all maps shown and of their segments; as above."""
+        self.smallestArea = area
+        self._updateMasks(wait, min_area_mm2=area)
+
+    def _updateMasks(self, wait, **changes):
+        from MedAnomalyCLIPLib import scene, scene_nodes, scene_segments
+
         for mapNode in self._shownMaps():
-            scene.set_map_threshold(mapNode, threshold)
-            detection, volumeNode = self._detections.get(mapNode.GetID(), (None, None))
-            if detection is not None and slicer.mrmlScene.IsNodePresent(volumeNode):
-                scene_segments.write_segment(replace(detection.result, threshold=threshold), volumeNode)
+            volumeMap = self._jobs().map_of(mapNode)
+            if volumeMap is not None:
+                self._jobs().refresh(volumeMap, wait=wait, **changes)
+                continue
+            volumeNode = mapNode.GetNodeReference(scene_nodes.SOURCE)
+            result = replace(scene.result_of_map(mapNode), **changes)
+            scene.rewrite_map(mapNode, result)
+            if volumeNode is not None:
+                scene_segments.write_segment(result, volumeNode)
 
     def setOpacity(self, opacity):
         """Change the opacity of the maps in all views; other foregrounds are left alone."""
         from MedAnomalyCLIPLib import scene
 
         for viewName in self.viewNames():
-            scene.set_overlay_opacity(viewName, opacity)
+            scene.set_overlay_opacity(viewName, opacity if self._visible else 0.0)
+
+    def setColours(self, colourNode):
+        """Show maps in the colours of a colour node from now on; None for this module's own."""
+        from MedAnomalyCLIPLib import scene
+
+        self._colours = colourNode
+        for mapNode in self._shownMaps():
+            scene.set_map_colours(mapNode, self._colourNode())
+
+    def setLegend(self, visible):
+        """Show or hide the colour legend of the maps."""
+        self._legend = visible
+        self._applyVisibility()
+
+    def setVisible(self, visible, opacity=0.5):
+        """Show or hide maps, legends and outlines, so that the bare image can be compared."""
+        self._visible = visible
+        self.setOpacity(opacity)
+        self._applyVisibility()
+
+    def _applyVisibility(self):
+        from MedAnomalyCLIPLib import scene, scene_nodes
+
+        sources = set()
+        for mapNode in self._shownMaps():
+            scene.set_legend(mapNode, self._legend and self._visible)
+            sources.add(mapNode.GetNodeReference(scene_nodes.SOURCE))
+        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+            ours = (
+                node.GetAttribute(scene_nodes.ROLE) and node.GetNodeReference(scene_nodes.SOURCE) in sources
+            )
+            if ours and node.GetDisplayNode() is not None:
+                node.GetDisplayNode().SetVisibility(self._visible)
+
+    def _showAsChosen(self, volumeMap):
+        """A map that has just come into view follows the choices for all maps."""
+        if volumeMap is not None and len(volumeMap.rows) == 1:
+            self.threshold = volumeMap.threshold
+            self._applyVisibility()
+
+    def _colourNode(self):
+        present = self._colours is not None and slicer.mrmlScene.IsNodePresent(self._colours)
+        return self._colours if present else None
+
+    def showVolumeMap(self, node, opacity=0.5):
+        """Show the map of a volume in the views that show that volume."""
+        from MedAnomalyCLIPLib.scene_navigation import views_of
+
+        volumeMap = self._jobs().map_of(node)
+        if volumeMap is not None and volumeMap.source is not None:
+            volumeMap.show(views_of(volumeMap.source), opacity)
+            self.setOpacity(opacity)
+            self._applyVisibility()
 
     def restoreForegrounds(self):
         """Put back what the views showed before their maps."""
@@ -529,13 +760,55 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
 
     def forgetResults(self):
         """For a scene that is closed: its nodes are gone, and others may get their IDs."""
-        self._detections.clear()
+        self._colours = None
+        if self._volumes is not None:
+            self._volumes.forget()
 
     def _shownMaps(self):
         from MedAnomalyCLIPLib import scene
 
         maps = [scene.shown_map(viewName) for viewName in self.viewNames()]
         return list({node.GetID(): node for node in maps if node is not None}.values())
+
+    # Going from slice to slice
+
+    def jumpToSlice(self, node, index):
+        """Bring the views of a volume to a slice that was analysed, those across it to its highest value.
+
+        Args:
+            node: the volume, or the map of one.
+            index: of the slice, from 0.
+        """
+        from MedAnomalyCLIPLib.scene_navigation import jump_to_slice
+
+        volumeMap = self._jobs().map_of(node)
+        if volumeMap is not None:
+            jump_to_slice(volumeMap, index)
+
+    def nextCandidate(self, node, step=1):
+        """Jump to the next candidate after the slice in view, or the one before it.
+
+        Args:
+            node: the volume, or the map of one.
+            step: 1 for the next, -1 for the previous one.
+
+        Returns:
+            int: index of the slice; None when there is no further candidate that way.
+        """
+        from MedAnomalyCLIPLib.scene_navigation import slice_in_views
+
+        detection = self.volumeDetection(node)
+        if detection is None:
+            return None
+        here = slice_in_views(detection.volumeMap)
+        if here is None:
+            here = -1 if step > 0 else detection.volumeMap.slices
+        ahead = [index for index in detection.candidates if (index - here) * step > 0]
+        if not ahead:
+            return None
+        found = min(ahead) if step > 0 else max(ahead)
+        self.jumpToSlice(node, found)
+        return found
 
     # What there is to look at
 

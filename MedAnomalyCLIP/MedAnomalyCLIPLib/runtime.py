@@ -84,6 +84,10 @@ class DetectorWorker:
         """
         return self._pool.submit(self._run, key, load, plane, threshold)
 
+    def call(self, function: Callable[[], Any]) -> Future[Any]:
+        """Run something else on the thread, after what was submitted before it: work that takes a while."""
+        return self._pool.submit(function)
+
     def close(self) -> None:
         """Take no more planes and drop those that wait. The detector goes with the worker itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
