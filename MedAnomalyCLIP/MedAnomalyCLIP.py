@@ -13,7 +13,12 @@ from typing import Annotated, Any, Union
 import qt
 import slicer
 import vtk
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode
+from slicer import (
+    vtkMRMLColorNode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
+    vtkMRMLVectorVolumeNode,
+)
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
@@ -58,6 +63,12 @@ class MedAnomalyCLIPParameterNode:
         threshold: map value from which a pixel counts as anomalous.
         thresholdChosen: whether the reader set the threshold; until then it is the detector's own.
         opacity: of the map over the image.
+        smallestArea: in mm²; smaller connected parts do not count.
+        colours: colour node of the maps; None for this module's own.
+        overlayVisible, legendVisible: whether maps and outlines, and their legend, are shown.
+        rangeAxis, rangeFirst, rangeLast: slices of Detect range, from 1; 0 for the last one.
+        resume: whether Detect range goes on with an earlier run.
+        outputMap, outputSegmentation: nodes of Detect range; None to make them.
     """
 
     # Slicer's wrapper knows typing.Union only, and wants None in a union of nodes.
@@ -67,6 +78,16 @@ class MedAnomalyCLIPParameterNode:
     threshold: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
     thresholdChosen: bool = False
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
+    smallestArea: Annotated[float, WithinRange(0.0, 500.0)] = 0.0
+    colours: vtkMRMLColorNode
+    overlayVisible: bool = True
+    legendVisible: bool = True
+    rangeAxis: str = ""
+    rangeFirst: int = 1
+    rangeLast: int = 0
+    resume: bool = False
+    outputMap: vtkMRMLScalarVolumeNode
+    outputSegmentation: vtkMRMLSegmentationNode
 
 
 class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -79,11 +100,16 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._result = None
+        self._shownVolume = None  # what range and outputs were last brought up to date with
+        self._shownMap = None
+        self._awaitingFirst = False
 
     # Lifecycle
 
     def setup(self):
         from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
+        from MedAnomalyCLIPLib.panel_outputs import OutputsPanel, add_shortcut
+        from MedAnomalyCLIPLib.panel_range import RangePanel
         from MedAnomalyCLIPLib.panel_views import ViewSelector
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
 
@@ -101,6 +127,10 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
         self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
         self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
+        self._range = RangePanel(self.ui, self.onRangeButton, self.onRangeChosen)
+        self._outputs = OutputsPanel(self.ui, self.parent, self.logic, self.showMessage, self.startExport)
+        self.ui.coloursSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onColoursChosen)
+        self._hideShortcut = add_shortcut(self.parent, "Ctrl+Shift+H", self.ui.overlayCheckBox.toggle)
         self._shortcut = qt.QShortcut(self.parent)
         self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
         self._shortcut.connect("activated()", self.onDetectButton)
@@ -131,6 +161,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         self.removeObservers()
         self._detectors.close()
+        self._outputs.close()
         self.logic.close()
 
     def onReload(self):
@@ -144,6 +175,8 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.stopRun(_("The scene was closed while the detector ran; the result was dropped."))
         self.logic.forgetResults()
         self.setParameterNode(None)
+        self._outputs.show(None)
+        self._shownVolume = self._shownMap = None
         self._result = None
         self.showResult()
 
@@ -153,14 +186,16 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onNodeRemoved(self, caller, event):
         if not slicer.mrmlScene.IsBatchProcessing():
+            self.updateOutputs()
             self.updateButtons()
 
     # Parameters and views
 
     def initializeParameterNode(self):
-        self.setParameterNode(self.logic.getParameterNode())
-        if self._parameterNode.inputVolume is None:
-            self._parameterNode.inputVolume = self.logic.volumeInViews()
+        node = self.logic.getParameterNode()
+        if node.inputVolume is None:  # before the selector is bound, which would choose any
+            node.inputVolume = self.logic.volumeInViews()
+        self.setParameterNode(node)
 
     def setParameterNode(self, node):
         if self._parameterNode is not None:
@@ -171,12 +206,16 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = node
         if node is not None:
             self.logic.threshold = node.threshold
+            self.logic.smallestArea = node.smallestArea
             # Widgets of the .ui file name their parameter in the dynamic property SlicerParameterName.
             self._parameterNodeGuiTag = node.connectGui(self.ui)
             self.addObserver(node.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
             self._views.start()
             self.updateViews()
             self.updateDetector()
+            self._shownVolume = self._shownMap = None
+            self.updateVolume()
+            self.updateDisplay()
         self.updateButtons()
 
     def onParameters(self, caller, event):
@@ -187,8 +226,13 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.updateDetector()
         if abs(self._parameterNode.threshold - self.logic.threshold) > 1e-6:
             self._parameterNode.thresholdChosen = True
-            self.logic.setThreshold(self._parameterNode.threshold)
-        self.logic.setOpacity(self._parameterNode.opacity)
+            self.logic.setThreshold(self._parameterNode.threshold, wait=False)
+            self._pollTimer.start()
+        if self._parameterNode.smallestArea != self.logic.smallestArea:
+            self.logic.setSmallestArea(self._parameterNode.smallestArea, wait=False)
+            self._pollTimer.start()
+        self.updateVolume()
+        self.updateDisplay()
         self.updateButtons()
         self._planeTimer.start()
 
@@ -231,6 +275,132 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.setThreshold(self._detectors.selected.manifest.threshold)
             self._parameterNode.threshold = self.logic.threshold
 
+    def updateDisplay(self):
+        """Show the maps as the parameters say."""
+        parameters = self._parameterNode
+        if self.ui.coloursSelector.currentNode() is not parameters.colours:
+            self.ui.coloursSelector.setCurrentNode(parameters.colours)
+        self.logic.setColours(parameters.colours)
+        self.logic.setLegend(parameters.legendVisible)
+        self.logic.setVisible(parameters.overlayVisible, parameters.opacity)
+
+    def onColoursChosen(self, node):
+        if self._parameterNode is not None:
+            self._parameterNode.colours = node
+
+    # The volume's slices
+
+    def updateVolume(self):
+        """Offer the slices of the chosen volume, and show what the scene holds of it."""
+        parameters = self._parameterNode
+        volume = parameters.inputVolume
+        if volume is not self._shownVolume:
+            self._shownVolume = volume
+            self._range.show_volume(volume, parameters.rangeAxis, parameters.rangeFirst, parameters.rangeLast)
+            detection = self.logic.volumeDetection(volume)
+            self._shownMap = detection.mapNode if detection is not None else None
+            parameters.outputMap = self._shownMap
+            parameters.outputSegmentation = detection.segmentationNode if detection is not None else None
+        elif parameters.outputMap is not self._shownMap:
+            self._shownMap = parameters.outputMap
+            self.logic.showVolumeMap(self._shownMap, parameters.opacity)
+        self.updateOutputs()
+
+    def updateOutputs(self):
+        """Show the chosen map's slices in table and buttons."""
+        if self._parameterNode is not None:
+            self._outputs.show(self.logic.volumeDetection(self._parameterNode.outputMap))
+
+    def onRangeChosen(self):
+        if self._parameterNode is not None:
+            parameters, chosen = self._parameterNode, self._range.indices
+            parameters.rangeAxis = self._range.axis
+            parameters.rangeFirst = chosen.start + 1
+            parameters.rangeLast = 0 if self._range.is_whole else chosen.stop
+            self.updateButtons()
+
+    def onRangeButton(self):
+        if self._range.working:
+            exporting = self._range.working == "export"
+            self.stopRun(_("Cancelled; nothing was written.") if exporting else self.cancelledWords())
+        elif self.ui.rangeButton.enabled:
+            self.startRange()
+
+    def cancelledWords(self):
+        words = _("Cancelled after {done} of {total} slices; their results are kept.")
+        return words.format(done=self.ui.rangeProgress.value, total=self.ui.rangeProgress.maximum)
+
+    def startRange(self):
+        parameters = self._parameterNode
+        self.showMessage("")
+        try:
+            self.logic.startRange(
+                parameters.inputVolume,
+                axis=self._range.axis,
+                indices=self._range.indices,
+                resume=parameters.resume,
+                detector=parameters.detector,
+                threshold=parameters.threshold if parameters.thresholdChosen else None,
+                opacity=parameters.opacity if parameters.overlayVisible else 0.0,
+                mapNode=parameters.outputMap,
+                segmentationNode=parameters.outputSegmentation,
+                onSlice=self.onSlice,
+                onDone=self.onRangeDone,
+            )
+        except MedAnomalyCLIPError as error:
+            self.showMessage(str(error))
+            return
+        self._awaitingFirst = True
+        self._range.show_progress(0, 0, "run")
+        self._pollTimer.start()
+        self.updateButtons()
+
+    def startExport(self, folder):
+        self.showMessage("")
+        try:
+            self.logic.startExport(
+                self._parameterNode.outputMap, folder, onSlice=self.onExported, onDone=self.onExportDone
+            )
+        except MedAnomalyCLIPError as error:
+            self.showMessage(str(error))
+            return
+        self._exportFolder = folder
+        self._range.show_progress(0, 0, "export")
+        self._pollTimer.start()
+        self.updateButtons()
+
+    def onSlice(self, done, total, outcome):
+        """A slice of the range is there."""
+        self._range.show_progress(done, total, "run")
+        detection = self.logic.runningDetection()
+        if detection is None or outcome is None:
+            return
+        # Another module may be shown by now.
+        parameters = self._parameterNode or self.logic.getParameterNode()
+        if self._awaitingFirst:
+            self._awaitingFirst = False
+            self._shownMap = detection.mapNode
+            parameters.outputMap = detection.mapNode
+            self.followThreshold(parameters, detection.volumeMap.threshold)
+        if parameters.outputSegmentation is not detection.segmentationNode:
+            parameters.outputSegmentation = detection.segmentationNode
+        self.updateOutputs()
+
+    def onRangeDone(self, detection, error):
+        if error is not None:
+            self.showMessage(str(error))
+        elif detection is not None and detection.failures:
+            words = _("{count} slices gave no result; slice {number}: {reason}")
+            index, reason = next(iter(detection.failures.items()))
+            self.showMessage(words.format(count=len(detection.failures), number=index + 1, reason=reason))
+
+    def onExported(self, done, total, outcome):
+        self._range.show_progress(done, total, "export")
+
+    def onExportDone(self, detection, error):
+        words = _("Results are in {folder}.").format(folder=self._exportFolder)
+        self.showMessage(words if error is None else str(error))
+
     def currentViewName(self):
         """Layout name of the chosen view, or of the one last touched."""
         return self._parameterNode.viewName or self._views.touched
@@ -250,7 +420,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # Detection
 
     def onDetectButton(self):
-        if self.logic.isRunning():
+        if self.logic.isRunning() and not self._range.working:
             self.stopRun(_("Cancelled."))
         elif self.ui.detectButton.enabled:
             self.startRun()
@@ -297,14 +467,20 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._result = detection.result
         # Both sliders may have been moved while the detector ran, or another module may be shown by now.
         parameters = self._parameterNode or self.logic.getParameterNode()
+        self.followThreshold(parameters, detection.result.threshold)
+        self.logic.setVisible(parameters.overlayVisible, parameters.opacity)
+
+    def followThreshold(self, parameters, threshold):
+        """A first result is there: it follows the slider if the reader moved that, else the slider it."""
         if parameters.thresholdChosen:
-            self.logic.setThreshold(parameters.threshold)
+            self.logic.setThreshold(parameters.threshold, wait=False)
         else:
-            parameters.threshold = float(detection.result.threshold)
-        self.logic.setOpacity(parameters.opacity)
+            self.logic.threshold = float(threshold)
+            parameters.threshold = float(threshold)
 
     def onRunEnded(self):
         self._pollTimer.stop()
+        self._range.show_end()
         self.showResult()
         self.updateButtons()
 
@@ -332,8 +508,11 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def updateButtons(self):
         running = self.logic.isRunning()
         ready = self._parameterNode is not None and self._parameterNode.inputVolume is not None
-        self.ui.detectButton.text = _("Cancel") if running else _("Detect")
-        self.ui.detectButton.enabled = running or ready
+        single = running and not self._range.working
+        self.ui.detectButton.text = _("Cancel") if single else _("Detect")
+        self.ui.detectButton.enabled = single or (ready and not running)
+        self._range.update(ready, busy_elsewhere=single)
+        self._outputs.update(busy=running)
         self.ui.ownThresholdButton.enabled = ready and not running and self._parameterNode.thresholdChosen
         self.ui.restoreButton.enabled = self.logic.hasOverlay()
 
@@ -506,7 +685,19 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         Raises:
             MedAnomalyCLIPError: nothing was started.
         """
-        self._jobs().start(self._startRun(volumeNode, **request), onSlice, onDone)
+        run = self._startRun(volumeNode, **request)
+
+        def sliceDone(done, total, outcome):
+            self._showAsChosen(run.volumeMap)
+            if onSlice is not None:
+                onSlice(done, total, outcome)
+
+        self._jobs().start(run, sliceDone, onDone)
+
+    def runningDetection(self):
+        """What the run over a volume that is on its way has so far: a VolumeDetection or None."""
+        run = self._jobs().running
+        return run.detection() if run is not None else None
 
     def volumeDetection(self, node):
         """What the scene holds of a volume, or in a map of one: a VolumeDetection, None if nothing."""
@@ -531,11 +722,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
 
     def poll(self):
         """One short step of what is on its way, if it is due; whether there is more to do."""
-        if self._volumes is not None:
-            working = self._volumes.poll()
-            self._showAsChosen(self._volumes.running and self._volumes.running.volumeMap)
-        else:
-            working = False
+        working = self._volumes is not None and self._volumes.poll()
         run = self._run
         if run is None or not run.future.done():
             return run is not None or working

@@ -152,7 +152,7 @@ class VolumeRun:
                 "The voxel axes of this volume are not perpendicular, so results of its slices are no voxels"
                 " of it; detect on the planes of slice views instead"
             )
-        check_usable(self._options.map_node)
+        check_usable(self._options.map_node, source)
         if continued is not None:
             continued.check_grid(volume, self.axis)
             self.threshold = continued.threshold if threshold is None else threshold

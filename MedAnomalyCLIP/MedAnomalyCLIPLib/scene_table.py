@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import slicer
 import vtk
 from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk
@@ -91,3 +92,23 @@ def _new_series(table: Node, column: str, colour: tuple[float, float, float]) ->
     series.SetYColumnName(column)
     series.SetColor(*colour)
     return series
+
+
+def show_chart(chart: Node) -> list[Node]:
+    """Show a chart in the layout's plot views, made part of the layout if need be, with points to click.
+
+    Returns:
+        the qMRMLPlotViews that show it; none without a window.
+    """
+    layout = slicer.app.layoutManager()
+    if layout is None:
+        return []
+    slicer.modules.plots.logic().ShowChartInLayout(chart)
+    views = []
+    for index in range(layout.plotViewCount):
+        widget = layout.plotWidget(index)
+        node = widget.mrmlPlotViewNode()
+        if node is not None and node.GetPlotChartNodeID() == chart.GetID():
+            node.SetInteractionMode(node.InteractionModeSelectPoints)
+            views.append(widget.plotView())
+    return views

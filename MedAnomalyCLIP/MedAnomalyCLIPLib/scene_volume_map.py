@@ -91,7 +91,7 @@ class VolumeMap:
         Raises:
             InvalidRequest: `node` holds something else, which would be lost.
         """
-        check_usable(node)
+        check_usable(node, source)
         if image is None:
             image = new_image(volume)
             empty(image)
@@ -321,10 +321,14 @@ def empty(image: vtk.vtkImageData) -> None:
     vtk_to_numpy(image.GetPointData().GetScalars())[...] = NOT_ANALYSED
 
 
-def check_usable(node: Node | None) -> None:
-    """Raise InvalidRequest if a node cannot become a map because it holds something else."""
-    if node is not None and node.GetImageData() is not None and not is_volume_map(node):
+def check_usable(node: Node | None, source: Node) -> None:
+    """Raise InvalidRequest if a node cannot become the map of a volume because it holds something else."""
+    if node is None or node.GetImageData() is None:
+        return
+    if not is_volume_map(node):
         raise InvalidRequest(f"{node.GetName()} holds an image already; choose or make another node")
+    if node.GetNodeReference(SOURCE) not in (None, source):
+        raise InvalidRequest(f"{node.GetName()} holds results of another volume; choose or make another node")
 
 
 def is_volume_map(node: Node | None) -> bool:
