@@ -27,7 +27,7 @@ from slicer.util import VTKObservationMixin
 
 from MedAnomalyCLIPLib.errors import Cancelled, InvalidRequest, MedAnomalyCLIPError
 
-POLL_INTERVAL_MS = 50
+POLL_INTERVAL_MS = 15
 PLANE_LABEL_DELAY_MS = 150
 
 
@@ -201,6 +201,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
             self.removeObservers(self.onParameters)
+            self.removeObservers(self.onVolumeModified)
             self._views.stop()
             self._planeTimer.stop()
         self._parameterNode = node
@@ -296,7 +297,12 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         volume = parameters.inputVolume
         if volume is not self._shownVolume:
             self._shownVolume = volume
-            self._range.show_volume(volume, parameters.rangeAxis, parameters.rangeFirst, parameters.rangeLast)
+            self.removeObservers(self.onVolumeModified)
+            if volume is not None:
+                transformed = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
+                for event in (vtk.vtkCommand.ModifiedEvent, transformed):
+                    self.addObserver(volume, event, self.onVolumeModified)
+            self.updateSlices()
             detection = self.logic.volumeDetection(volume)
             self._shownMap = detection.mapNode if detection is not None else None
             parameters.outputMap = self._shownMap
@@ -305,6 +311,19 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._shownMap = parameters.outputMap
             self.logic.showVolumeMap(self._shownMap, parameters.opacity)
         self.updateOutputs()
+
+    def onVolumeModified(self, caller, event):
+        """The volume got its voxels, after it was chosen, or was moved, and its slices may be others."""
+        if self._parameterNode is not None:
+            self.updateSlices()
+            self.updateButtons()
+            self._planeTimer.start()
+
+    def updateSlices(self):
+        parameters = self._parameterNode
+        self._range.show_volume(
+            parameters.inputVolume, parameters.rangeAxis, parameters.rangeFirst, parameters.rangeLast
+        )
 
     def updateOutputs(self):
         """Show the chosen map's slices in table and buttons."""
@@ -379,9 +398,10 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameters = self._parameterNode or self.logic.getParameterNode()
         if self._awaitingFirst:
             self._awaitingFirst = False
+            # First, for the slider must not seem to be moved when the nodes are set.
+            self.followThreshold(parameters, detection.volumeMap.threshold)
             self._shownMap = detection.mapNode
             parameters.outputMap = detection.mapNode
-            self.followThreshold(parameters, detection.volumeMap.threshold)
         if parameters.outputSegmentation is not detection.segmentationNode:
             parameters.outputSegmentation = detection.segmentationNode
         self.updateOutputs()

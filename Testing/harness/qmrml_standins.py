@@ -43,6 +43,7 @@ class qMRMLNodeComboBox(qt.QWidget):
 
     currentNodeChanged = Signal(object)
     declared_signals = ("currentNodeChanged(vtkMRMLNode*)",)
+    shows_hidden = False
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
@@ -104,7 +105,7 @@ class qMRMLNodeComboBox(qt.QWidget):
         return [
             node
             for index, node in enumerate(found)
-            if not node.GetHideFromEditors()
+            if (self.shows_hidden or not node.GetHideFromEditors())
             and not (exact and node.GetClassName() not in self._types)
             and node not in found[:index]
             and self._has_attribute(node)
@@ -165,8 +166,9 @@ class qMRMLNodeComboBox(qt.QWidget):
 
 
 class qMRMLColorTableComboBox(qMRMLNodeComboBox):
-    """Chooses a colour table."""
+    """Chooses a colour table; those are hidden from other lists."""
 
+    shows_hidden = True
     currentNodeChanged = Signal(object)
     declared_signals = ("currentNodeChanged(vtkMRMLNode*)",)
 
