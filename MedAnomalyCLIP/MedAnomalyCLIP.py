@@ -353,7 +353,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameters = self._parameterNode
         self.showMessage("")
         try:
-            self.logic.startRange(
+            total = self.logic.startRange(
                 parameters.inputVolume,
                 axis=self._range.axis,
                 indices=self._range.indices,
@@ -370,21 +370,21 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.showMessage(str(error))
             return
         self._awaitingFirst = True
-        self._range.show_progress(0, 0, "run")
+        self._range.show_progress(0, total, "run")
         self._pollTimer.start()
         self.updateButtons()
 
     def startExport(self, folder):
         self.showMessage("")
         try:
-            self.logic.startExport(
+            total = self.logic.startExport(
                 self._parameterNode.outputMap, folder, onSlice=self.onExported, onDone=self.onExportDone
             )
         except MedAnomalyCLIPError as error:
             self.showMessage(str(error))
             return
         self._exportFolder = folder
-        self._range.show_progress(0, 0, "export")
+        self._range.show_progress(0, total, "export")
         self._pollTimer.start()
         self.updateButtons()
 
@@ -702,6 +702,9 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             onDone: called by `poll` with a VolumeDetection (None if there is no result at all), and a
                 MedAnomalyCLIPError or None.
 
+        Returns:
+            int: slices to do.
+
         Raises:
             MedAnomalyCLIPError: nothing was started.
         """
@@ -713,6 +716,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
                 onSlice(done, total, outcome)
 
         self._jobs().start(run, sliceDone, onDone)
+        return run.total
 
     def runningDetection(self):
         """What the run over a volume that is on its way has so far: a VolumeDetection or None."""
@@ -736,9 +740,10 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             pass
 
     def startExport(self, node, folder, *, overwrite=False, onSlice=None, onDone=None):
-        """As `exportResults`, without waiting; callbacks as for `startRange`."""
+        """As `exportResults`, without waiting; callbacks and returned value as for `startRange`."""
         job = self._jobs().export(self._jobs().map_of(node), folder, overwrite)
         self._jobs().start(job, onSlice, onDone)
+        return job.total
 
     def poll(self):
         """One short step of what is on its way, if it is due; whether there is more to do."""

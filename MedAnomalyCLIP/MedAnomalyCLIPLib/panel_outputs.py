@@ -43,6 +43,7 @@ class OutputsPanel:
         self._plot_views: list[Any] = []
         ui.outputMapSelector.addAttribute("vtkMRMLScalarVolumeNode", ROLE, VOLUME_MAP)
         ui.outputSegmentationSelector.addAttribute("vtkMRMLSegmentationNode", ROLE, "segmentation")
+        ui.resultsTable.verticalHeader().hide()  # its numbers are not those of the slices
         ui.resultsTable.connect("selectionChanged()", self._row_chosen)
         ui.previousButton.connect("clicked(bool)", self.go_to_previous)
         ui.nextButton.connect("clicked(bool)", self.go_to_next)

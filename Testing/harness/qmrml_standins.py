@@ -221,6 +221,7 @@ class qMRMLTableView(qt.QTableView):
                     self._model.setItem(row, column, QStandardItem(text))
                 elif item.text() != text:
                     item.setText(text)
+        self.resizeColumnsToContents()
 
 
 def _stop_observing(observed: list[tuple[Any, int]], *_: Any) -> None:

@@ -25,9 +25,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "batch",
         help="detect on every image and series in a folder, and go on where an earlier run stopped",
         description="Detect on every image and series in FOLDER and its subfolders. DIR gets a numbered"
-        " folder for each, and manifest.json, which tells of each whether it is done or why it failed. The same"
-        " command goes on where it was stopped. No file's name goes into DIR; --list tells which number is"
-        " which.",
+        " folder for each, and manifest.json, which tells of each whether it is done or why it failed. The"
+        " same command goes on where it was stopped. No file's name goes into DIR; --list tells which number"
+        " is which.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
