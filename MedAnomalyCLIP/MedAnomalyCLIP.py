@@ -100,17 +100,14 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._parameterNode = None
         self._parameterNodeGuiTag = None
         self._result = None
-        self._shownVolume = None  # what range and outputs were last brought up to date with
-        self._shownMap = None
-        self._awaitingFirst = False
 
     # Lifecycle
 
     def setup(self):
         from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
-        from MedAnomalyCLIPLib.panel_outputs import OutputsPanel, add_shortcut
-        from MedAnomalyCLIPLib.panel_range import RangePanel
+        from MedAnomalyCLIPLib.panel_display import DisplayPanel
         from MedAnomalyCLIPLib.panel_views import ViewSelector
+        from MedAnomalyCLIPLib.panel_volume import VolumePanel
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -127,10 +124,8 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
         self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
         self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
-        self._range = RangePanel(self.ui, self.onRangeButton, self.onRangeChosen)
-        self._outputs = OutputsPanel(self.ui, self.parent, self.logic, self.showMessage, self.startExport)
-        self.ui.coloursSelector.connect("currentNodeChanged(vtkMRMLNode*)", self.onColoursChosen)
-        self._hideShortcut = add_shortcut(self.parent, "Ctrl+Shift+H", self.ui.overlayCheckBox.toggle)
+        self._display = DisplayPanel(self.ui, self.parent, self.logic, self.onColoursChosen)
+        self._volume = VolumePanel(self.ui, self.parent, self)
         self._shortcut = qt.QShortcut(self.parent)
         self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
         self._shortcut.connect("activated()", self.onDetectButton)
@@ -161,7 +156,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         self.removeObservers()
         self._detectors.close()
-        self._outputs.close()
+        self._volume.close()
         self.logic.close()
 
     def onReload(self):
@@ -175,8 +170,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.stopRun(_("The scene was closed while the detector ran; the result was dropped."))
         self.logic.forgetResults()
         self.setParameterNode(None)
-        self._outputs.show(None)
-        self._shownVolume = self._shownMap = None
+        self._volume.clear()
         self._result = None
         self.showResult()
 
@@ -186,7 +180,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onNodeRemoved(self, caller, event):
         if not slicer.mrmlScene.IsBatchProcessing():
-            self.updateOutputs()
+            self._volume.show_outputs()
             self.updateButtons()
 
     # Parameters and views
@@ -201,7 +195,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
             self.removeObservers(self.onParameters)
-            self.removeObservers(self.onVolumeModified)
+            self._volume.forget()
             self._views.stop()
             self._planeTimer.stop()
         self._parameterNode = node
@@ -214,9 +208,8 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self._views.start()
             self.updateViews()
             self.updateDetector()
-            self._shownVolume = self._shownMap = None
-            self.updateVolume()
-            self.updateDisplay()
+            self._volume.show()
+            self._display.show(node)
         self.updateButtons()
 
     def onParameters(self, caller, event):
@@ -228,14 +221,21 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if abs(self._parameterNode.threshold - self.logic.threshold) > 1e-6:
             self._parameterNode.thresholdChosen = True
             self.logic.setThreshold(self._parameterNode.threshold, wait=False)
-            self._pollTimer.start()
+            self.startPolling()
         if self._parameterNode.smallestArea != self.logic.smallestArea:
             self.logic.setSmallestArea(self._parameterNode.smallestArea, wait=False)
-            self._pollTimer.start()
-        self.updateVolume()
-        self.updateDisplay()
+            self.startPolling()
+        self._volume.show()
+        self._display.show(self._parameterNode)
         self.updateButtons()
         self._planeTimer.start()
+
+    def parameters(self):
+        """The parameter node, also while another module is shown."""
+        return self._parameterNode or self.logic.getParameterNode()
+
+    def isShown(self):
+        return self._parameterNode is not None
 
     def updateViews(self):
         """A view came, went or moved: update the selector and, a moment later, the plane's words."""
@@ -276,150 +276,9 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.setThreshold(self._detectors.selected.manifest.threshold)
             self._parameterNode.threshold = self.logic.threshold
 
-    def updateDisplay(self):
-        """Show the maps as the parameters say."""
-        parameters = self._parameterNode
-        if self.ui.coloursSelector.currentNode() is not parameters.colours:
-            self.ui.coloursSelector.setCurrentNode(parameters.colours)
-        self.logic.setColours(parameters.colours)
-        self.logic.setLegend(parameters.legendVisible)
-        self.logic.setVisible(parameters.overlayVisible, parameters.opacity)
-
     def onColoursChosen(self, node):
         if self._parameterNode is not None:
             self._parameterNode.colours = node
-
-    # The volume's slices
-
-    def updateVolume(self):
-        """Offer the slices of the chosen volume, and show what the scene holds of it."""
-        parameters = self._parameterNode
-        volume = parameters.inputVolume
-        if volume is not self._shownVolume:
-            self._shownVolume = volume
-            self.removeObservers(self.onVolumeModified)
-            if volume is not None:
-                transformed = slicer.vtkMRMLTransformableNode.TransformModifiedEvent
-                for event in (vtk.vtkCommand.ModifiedEvent, transformed):
-                    self.addObserver(volume, event, self.onVolumeModified)
-            self.updateSlices()
-            detection = self.logic.volumeDetection(volume)
-            self._shownMap = detection.mapNode if detection is not None else None
-            parameters.outputMap = self._shownMap
-            parameters.outputSegmentation = detection.segmentationNode if detection is not None else None
-        elif parameters.outputMap is not self._shownMap:
-            self._shownMap = parameters.outputMap
-            self.logic.showVolumeMap(self._shownMap, parameters.opacity)
-        self.updateOutputs()
-
-    def onVolumeModified(self, caller, event):
-        """The volume got its voxels, after it was chosen, or was moved, and its slices may be others."""
-        if self._parameterNode is not None:
-            self.updateSlices()
-            self.updateButtons()
-            self._planeTimer.start()
-
-    def updateSlices(self):
-        parameters = self._parameterNode
-        self._range.show_volume(
-            parameters.inputVolume, parameters.rangeAxis, parameters.rangeFirst, parameters.rangeLast
-        )
-
-    def updateOutputs(self):
-        """Show the chosen map's slices in table and buttons."""
-        if self._parameterNode is not None:
-            self._outputs.show(self.logic.volumeDetection(self._parameterNode.outputMap))
-
-    def onRangeChosen(self):
-        if self._parameterNode is not None:
-            parameters, chosen = self._parameterNode, self._range.indices
-            parameters.rangeAxis = self._range.axis
-            parameters.rangeFirst = chosen.start + 1
-            parameters.rangeLast = 0 if self._range.is_whole else chosen.stop
-            self.updateButtons()
-
-    def onRangeButton(self):
-        if self._range.working:
-            exporting = self._range.working == "export"
-            self.stopRun(_("Cancelled; nothing was written.") if exporting else self.cancelledWords())
-        elif self.ui.rangeButton.enabled:
-            self.startRange()
-
-    def cancelledWords(self):
-        words = _("Cancelled after {done} of {total} slices; their results are kept.")
-        return words.format(done=self.ui.rangeProgress.value, total=self.ui.rangeProgress.maximum)
-
-    def startRange(self):
-        parameters = self._parameterNode
-        self.showMessage("")
-        try:
-            total = self.logic.startRange(
-                parameters.inputVolume,
-                axis=self._range.axis,
-                indices=self._range.indices,
-                resume=parameters.resume,
-                detector=parameters.detector,
-                threshold=parameters.threshold if parameters.thresholdChosen else None,
-                opacity=parameters.opacity if parameters.overlayVisible else 0.0,
-                mapNode=parameters.outputMap,
-                segmentationNode=parameters.outputSegmentation,
-                onSlice=self.onSlice,
-                onDone=self.onRangeDone,
-            )
-        except MedAnomalyCLIPError as error:
-            self.showMessage(str(error))
-            return
-        self._awaitingFirst = True
-        self._range.show_progress(0, total, "run")
-        self._pollTimer.start()
-        self.updateButtons()
-
-    def startExport(self, folder):
-        self.showMessage("")
-        try:
-            total = self.logic.startExport(
-                self._parameterNode.outputMap, folder, onSlice=self.onExported, onDone=self.onExportDone
-            )
-        except MedAnomalyCLIPError as error:
-            self.showMessage(str(error))
-            return
-        self._exportFolder = folder
-        self._range.show_progress(0, total, "export")
-        self._pollTimer.start()
-        self.updateButtons()
-
-    def onSlice(self, done, total, outcome):
-        """A slice of the range is there."""
-        self._range.show_progress(done, total, "run")
-        detection = self.logic.runningDetection()
-        if detection is None or outcome is None:
-            return
-        # Another module may be shown by now.
-        parameters = self._parameterNode or self.logic.getParameterNode()
-        if self._awaitingFirst:
-            self._awaitingFirst = False
-            # First, for the slider must not seem to be moved when the nodes are set.
-            self.followThreshold(parameters, detection.volumeMap.threshold)
-            self._shownMap = detection.mapNode
-            parameters.outputMap = detection.mapNode
-        if parameters.outputSegmentation is not detection.segmentationNode:
-            parameters.outputSegmentation = detection.segmentationNode
-        self.updateOutputs()
-
-    def onRangeDone(self, detection, error):
-        if error is not None:
-            self.showMessage(str(error))
-        elif detection is not None and detection.failures:
-            words = _("{count} slices gave no result; slice {number}: {reason}")
-            index, reason = next(iter(detection.failures.items()))
-            self.showMessage(words.format(count=len(detection.failures), number=index + 1, reason=reason))
-
-    def onExported(self, done, total, outcome):
-        self._range.show_progress(done, total, "export")
-
-    def onExportDone(self, detection, error):
-        words = _("Results are in {folder}.").format(folder=self._exportFolder)
-        self.showMessage(words if error is None else str(error))
 
     def currentViewName(self):
         """Layout name of the chosen view, or of the one last touched."""
@@ -440,7 +299,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # Detection
 
     def onDetectButton(self):
-        if self.logic.isRunning() and not self._range.working:
+        if self.logic.isRunning() and not self._volume.is_working:
             self.stopRun(_("Cancelled."))
         elif self.ui.detectButton.enabled:
             self.startRun()
@@ -465,6 +324,9 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._pollTimer.start()
         self.updateButtons()
 
+    def startPolling(self):
+        self._pollTimer.start()
+
     def stopRun(self, message):
         self.logic.cancel()
         self.showMessage(message)
@@ -486,7 +348,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return
         self._result = detection.result
         # Both sliders may have been moved while the detector ran, or another module may be shown by now.
-        parameters = self._parameterNode or self.logic.getParameterNode()
+        parameters = self.parameters()
         self.followThreshold(parameters, detection.result.threshold)
         self.logic.setVisible(parameters.overlayVisible, parameters.opacity)
 
@@ -500,7 +362,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onRunEnded(self):
         self._pollTimer.stop()
-        self._range.show_end()
+        self._volume.end()
         self.showResult()
         self.updateButtons()
 
@@ -528,11 +390,10 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def updateButtons(self):
         running = self.logic.isRunning()
         ready = self._parameterNode is not None and self._parameterNode.inputVolume is not None
-        single = running and not self._range.working
+        single = running and not self._volume.is_working
         self.ui.detectButton.text = _("Cancel") if single else _("Detect")
         self.ui.detectButton.enabled = single or (ready and not running)
-        self._range.update(ready, busy_elsewhere=single)
-        self._outputs.update(busy=running)
+        self._volume.update(ready, running)
         self.ui.ownThresholdButton.enabled = ready and not running and self._parameterNode.thresholdChosen
         self.ui.restoreButton.enabled = self.logic.hasOverlay()
 
@@ -597,9 +458,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         self._worker = None
         self._run = None
         self._volumes = None
-        self._colours = None
-        self._legend = True
-        self._visible = True
+        self._mapDisplay = None
 
     def getParameterNode(self):
         return MedAnomalyCLIPParameterNode(super().getParameterNode())
@@ -811,7 +670,9 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             raise InvalidRequest(_("A detection is running; wait for it or cancel it"))
         if volumeNode is not None and viewNames is None:
             viewNames = views_of(volumeNode)
-        options = RunOptions(tuple(viewNames or ()), opacity, self._colourNode(), mapNode, segmentationNode)
+        options = RunOptions(
+            tuple(viewNames or ()), opacity, self._display().colours, mapNode, segmentationNode
+        )
         return self._jobs().make_run(
             volumeNode,
             self._submitter(detector, threshold),
@@ -856,10 +717,10 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             raise Cancelled(_("The volume was deleted while the detector ran; the result was dropped."))
         slicer.mrmlScene.SaveStateForUndo()
         with slicer.util.RenderBlocker():
-            mapNode = scene.write_map(result, run.volumeNode, run.viewName, self._colourNode())
+            mapNode = scene.write_map(result, run.volumeNode, run.viewName, self._display().colours)
             if run.viewName:
                 scene.show_map(mapNode, run.viewName, run.opacity)
-                self._applyVisibility()
+                self._display().apply()
             segmentationNode, segmentId = scene_segments.write_segment(result, run.volumeNode) or (None, None)
         self.threshold = result.threshold
         return Detection(result, mapNode, segmentationNode, segmentId)
@@ -887,68 +748,43 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         self._updateMasks(wait, min_area_mm2=area)
 
     def _updateMasks(self, wait, **changes):
-        from MedAnomalyCLIPLib import scene, scene_nodes, scene_segments
+        from MedAnomalyCLIPLib.scene_display import shown_maps, update_slice_map
 
-        for mapNode in self._shownMaps():
+        for mapNode in shown_maps():
             volumeMap = self._jobs().map_of(mapNode)
-            if volumeMap is not None:
+            if volumeMap is None:
+                update_slice_map(mapNode, **changes)
+            else:
                 self._jobs().refresh(volumeMap, wait=wait, **changes)
-                continue
-            volumeNode = mapNode.GetNodeReference(scene_nodes.SOURCE)
-            result = replace(scene.result_of_map(mapNode), **changes)
-            scene.rewrite_map(mapNode, result)
-            if volumeNode is not None:
-                scene_segments.write_segment(result, volumeNode)
 
     def setOpacity(self, opacity):
         """Change the opacity of the maps in all views; other foregrounds are left alone."""
-        from MedAnomalyCLIPLib import scene
-
-        for viewName in self.viewNames():
-            scene.set_overlay_opacity(viewName, opacity if self._visible else 0.0)
+        self._display().set_opacity(opacity)
 
     def setColours(self, colourNode):
         """Show maps in the colours of a colour node from now on; None for this module's own."""
-        from MedAnomalyCLIPLib import scene
-
-        self._colours = colourNode
-        for mapNode in self._shownMaps():
-            scene.set_map_colours(mapNode, self._colourNode())
+        self._display().set_colours(colourNode)
 
     def setLegend(self, visible):
         """Show or hide the colour legend of the maps."""
-        self._legend = visible
-        self._applyVisibility()
+        self._display().set_legend(visible)
 
     def setVisible(self, visible, opacity=0.5):
         """Show or hide maps, legends and outlines, so that the bare image can be compared."""
-        self._visible = visible
-        self.setOpacity(opacity)
-        self._applyVisibility()
-
-    def _applyVisibility(self):
-        from MedAnomalyCLIPLib import scene, scene_nodes
-
-        sources = set()
-        for mapNode in self._shownMaps():
-            scene.set_legend(mapNode, self._legend and self._visible)
-            sources.add(mapNode.GetNodeReference(scene_nodes.SOURCE))
-        for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-            ours = (
-                node.GetAttribute(scene_nodes.ROLE) and node.GetNodeReference(scene_nodes.SOURCE) in sources
-            )
-            if ours and node.GetDisplayNode() is not None:
-                node.GetDisplayNode().SetVisibility(self._visible)
+        self._display().set_visible(visible, opacity)
 
     def _showAsChosen(self, volumeMap):
         """A map that has just come into view follows the choices for all maps."""
         if volumeMap is not None and len(volumeMap.rows) == 1:
             self.threshold = volumeMap.threshold
-            self._applyVisibility()
+            self._display().apply()
 
-    def _colourNode(self):
-        present = self._colours is not None and slicer.mrmlScene.IsNodePresent(self._colours)
-        return self._colours if present else None
+    def _display(self):
+        from MedAnomalyCLIPLib.scene_display import MapDisplay
+
+        if self._mapDisplay is None:
+            self._mapDisplay = MapDisplay()
+        return self._mapDisplay
 
     def showVolumeMap(self, node, opacity=0.5):
         """Show the map of a volume in the views that show that volume."""
@@ -958,7 +794,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         if volumeMap is not None and volumeMap.source is not None:
             volumeMap.show(views_of(volumeMap.source), opacity)
             self.setOpacity(opacity)
-            self._applyVisibility()
+            self._display().apply()
 
     def restoreForegrounds(self):
         """Put back what the views showed before their maps."""
@@ -968,19 +804,15 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             scene.restore_foreground(viewName)
 
     def hasOverlay(self):
-        return bool(self._shownMaps())
+        from MedAnomalyCLIPLib.scene_display import shown_maps
+
+        return bool(shown_maps())
 
     def forgetResults(self):
         """For a scene that is closed: its nodes are gone, and others may get their IDs."""
-        self._colours = None
+        self._mapDisplay = None
         if self._volumes is not None:
             self._volumes.forget()
-
-    def _shownMaps(self):
-        from MedAnomalyCLIPLib import scene
-
-        maps = [scene.shown_map(viewName) for viewName in self.viewNames()]
-        return list({node.GetID(): node for node in maps if node is not None}.values())
 
     # Going from slice to slice
 

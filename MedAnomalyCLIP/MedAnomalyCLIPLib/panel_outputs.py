@@ -10,6 +10,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from .panel_keys import add_shortcut
 from .scene_nodes import ROLE, VOLUME_MAP
 from .scene_run import VolumeDetection
 from .scene_segments import select_in_segment_editor
@@ -166,11 +167,3 @@ def _free(parent: Path) -> Path:
         number += 1
         folder = parent / f"{_FOLDER} {number}"
     return folder
-
-
-def add_shortcut(parent: Any, keys: str, slot: Callable[[], None]) -> Any:
-    """Keys that work in the window while a widget is visible."""
-    shortcut = qt.QShortcut(parent)
-    shortcut.setKey(qt.QKeySequence(keys))
-    shortcut.connect("activated()", slot)
-    return shortcut

@@ -54,6 +54,11 @@ class RangePanel:
         """Whether all slices are chosen."""
         return len(self.indices) == round(self._ui.rangeWidget.maximum)
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Slices done and to do, as shown."""
+        return self._ui.rangeProgress.value, self._ui.rangeProgress.maximum
+
     def show_volume(self, node: Any, axis: str = "", first: int = 1, last: int = 0) -> None:
         """Offer the directions and slices of a volume.
 

@@ -144,7 +144,7 @@ def test_a_slice_that_fails_is_told_and_the_others_are_done(panel, head, run, de
     detector.detect = detect
     run()
     assert len(rows_of(panel)) == DEPTH - 1
-    assert panel.ui.messageLabel.text == "1 slices gave no result; slice 5: it is empty"
+    assert panel.ui.messageLabel.text == "Slices without a result: 1. Slice 5: it is empty"
 
 
 def test_a_bug_is_not_hidden_and_what_was_done_is_kept(panel, head, detector, run, slot_errors):
@@ -395,6 +395,10 @@ def test_a_new_map_can_be_made_beside_the_first(panel, head, run):
     assert len(rows_of(panel)) == DEPTH
     panel.ui.outputMapSelector.setCurrentNode(first)
     assert panel.logic.volumeDetection(first).tableNode is panel.ui.resultsTable.mrmlTableNode()
+    panel.ui.outputMapSelector.setCurrentNode(second)
+    panel.exit()
+    panel.enter()
+    assert panel.ui.outputMapSelector.currentNode() is second
 
 
 def test_the_segment_editor_opens_with_segmentation_and_volume(panel, head, run, monkeypatch):

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +31,7 @@ from MedAnomalyCLIPLib.errors import (
     UnsupportedImage,
 )
 
+ROOT = Path(__file__).parents[2]
 VOXELS, SPOT = phantom_head()
 THRESHOLD = 0.75
 DEPTH = len(VOXELS)
@@ -538,6 +544,63 @@ def test_an_export_in_the_background_can_be_cancelled_and_leaves_nothing(logic, 
 def test_nothing_to_export_is_said(logic, head, tmp_path):
     with pytest.raises(InvalidRequest, match="detect first"):
         logic.exportResults(head, tmp_path / "out")
+
+
+def test_no_window_and_no_view_are_needed(tmp_path):
+    """In a process of its own, as `Slicer --no-main-window --python-script` is."""
+    program = f"""
+        import sys
+        from pathlib import Path
+        sys.path[:0] = [{str(ROOT / "Testing")!r}, {str(ROOT / "MedAnomalyCLIP")!r}]
+        from harness import application
+        application.start()
+        from harness.fake_detector import BrightnessDetector
+        from harness.phantom import add_volume, axial_matrix, head
+        from harness.scripted_module import HostedModule
+        import slicer
+        assert slicer.app.layoutManager() is None
+        module = HostedModule(Path({str(ROOT / "MedAnomalyCLIP" / "MedAnomalyCLIP.py")!r}))
+        logic = module.code.MedAnomalyCLIPLogic()
+        logic.detectorFactory = lambda folder: BrightnessDetector()
+        voxels, _ = head((6, 40, 36))
+        node = add_volume(voxels, axial_matrix(voxels.shape))
+        detection = logic.detectVolume(node)
+        logic.setThreshold(0.5)
+        logic.exportResults(node, {str(tmp_path / "out")!r})
+        print(len(detection.to_pandas()), logic.nextCandidate(node) is not None)
+        logic.close()
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120
+    )
+    assert ran.stdout.split() == ["6", "True"], ran.stderr
+    assert (tmp_path / "out" / "result.json").is_file()
+
+
+def test_the_example_of_the_readme_runs(logic, head, tmp_path, monkeypatch, capsys):
+    import slicer
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```\n(for detection in logic.*?)```", text, re.DOTALL)
+    head.SetName("MRHead")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {"logic": logic, "slicer": slicer})
+    assert len(capsys.readouterr().out.splitlines()) > 10
+    assert (tmp_path / "results" / "mrhead" / "result.json").is_file()
+    assert (tmp_path / "scores.csv").is_file()
+
+
+def test_what_a_detection_changes_can_be_undone(logic, head, slicer_scene):
+    slicer_scene.SetUndoOn()
+    head.SetUndoEnabled(True)
+    try:
+        before = slicer_scene.GetNumberOfUndoLevels()
+        logic.detectVolume(head, indices=[13])
+        logic.detect(head, "Red")
+        assert slicer_scene.GetNumberOfUndoLevels() == before + 2
+    finally:
+        slicer_scene.SetUndoOff()
+        slicer_scene.ClearUndoStack()
 
 
 # Saved and loaded again
