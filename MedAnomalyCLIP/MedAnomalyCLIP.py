@@ -14,7 +14,12 @@ from typing import Annotated, Any, Union
 import qt
 import slicer
 import vtk
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode
+from slicer import (
+    vtkMRMLColorNode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
+    vtkMRMLVectorVolumeNode,
+)
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
@@ -24,8 +29,9 @@ from slicer.util import VTKObservationMixin
 from MedAnomalyCLIPLib.errors import Cancelled, InvalidRequest, MedAnomalyCLIPError
 from MedAnomalyCLIPLib.scene_self_test import SelfTests
 
-POLL_INTERVAL_MS = 50
+POLL_INTERVAL_MS = 15
 PLANE_LABEL_DELAY_MS = 150
+OWN_PHRASES = "own"
 HOMEPAGE = "https://github.com/MedAnomalyCLIP/SlicerMedAnomalyCLIP"
 PAPERS = (
     "MVFA: C. Huang et al., Adapting Visual-Language Models for Generalizable Anomaly Detection in Medical"
@@ -80,9 +86,18 @@ class MedAnomalyCLIPParameterNode:
         threshold: map value from which a pixel counts as anomalous.
         thresholdChosen: whether the reader set the threshold; until then it is the detector's own.
         opacity: of the map over the image.
+        preset: what slices are compared with: "auto", "own" for phrases, the name of one of the detector's
+            presets, or nothing for images of any kind.
+        normalPhrases, abnormalPhrases: own phrases, separated by semicolons.
         device: to run on, as torch names it; "auto" for the fastest.
         windowRule: "detector" for its own rule, "view" for what the reader sees, "manual" for windowLow to
             windowHigh, voxel values that become black and white.
+        smallestArea: in mm²; smaller connected parts do not count.
+        colours: colour node of the maps; None for this module's own.
+        overlayVisible, legendVisible: whether maps and outlines, and their legend, are shown.
+        rangeAxis, rangeFirst, rangeLast: slices of Detect range, from 1; 0 for the last one.
+        resume: whether Detect range goes on with an earlier run.
+        outputMap, outputSegmentation: nodes of Detect range; None to make them.
     """
 
     # Slicer's wrapper knows typing.Union only, and wants None in a union of nodes.
@@ -92,10 +107,23 @@ class MedAnomalyCLIPParameterNode:
     threshold: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
     thresholdChosen: bool = False
     opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
+    preset: str = "auto"
+    normalPhrases: str = ""
+    abnormalPhrases: str = ""
     device: str = "auto"
     windowRule: str = "detector"
     windowLow: float = 0.0
     windowHigh: float = 0.0
+    smallestArea: Annotated[float, WithinRange(0.0, 500.0)] = 0.0
+    colours: vtkMRMLColorNode
+    overlayVisible: bool = True
+    legendVisible: bool = True
+    rangeAxis: str = ""
+    rangeFirst: int = 1
+    rangeLast: int = 0
+    resume: bool = False
+    outputMap: vtkMRMLScalarVolumeNode
+    outputSegmentation: vtkMRMLSegmentationNode
 
 
 class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
@@ -114,8 +142,11 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def setup(self):
         from MedAnomalyCLIPLib.panel_advanced import AdvancedSection
         from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
+        from MedAnomalyCLIPLib.panel_display import DisplayPanel
+        from MedAnomalyCLIPLib.panel_prompt import PromptSelector
         from MedAnomalyCLIPLib.panel_setup import SetupSection
         from MedAnomalyCLIPLib.panel_views import ViewSelector
+        from MedAnomalyCLIPLib.panel_volume import VolumePanel
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
 
         ScriptedLoadableModuleWidget.setup(self)
@@ -132,10 +163,13 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
         self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
         self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
+        self._prompts = PromptSelector(self.ui, self.onPresetChosen)
         self._advanced = AdvancedSection(
             self.ui, self.logic, lambda: self._parameterNode, self.currentViewName
         )
         self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, self._advanced.log.add)
+        self._display = DisplayPanel(self.ui, self.parent, self.logic, self.onColoursChosen)
+        self._volume = VolumePanel(self.ui, self.parent, self)
         self._shortcut = qt.QShortcut(self.parent)
         self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
         self._shortcut.connect("activated()", self.onDetectButton)
@@ -168,6 +202,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._detectors.close()
         self._setup.close()
         self._advanced.close()
+        self._volume.close()
         self.logic.close()
 
     def onReload(self):
@@ -181,6 +216,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.stopRun(_("The scene was closed while the detector ran; the result was dropped."))
         self.logic.forgetResults()
         self.setParameterNode(None)
+        self._volume.clear()
         self._result = None
         self.showResult()
 
@@ -190,30 +226,36 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onNodeRemoved(self, caller, event):
         if not slicer.mrmlScene.IsBatchProcessing():
+            self._volume.show_outputs()
             self.updateButtons()
 
     # Parameters and views
 
     def initializeParameterNode(self):
-        self.setParameterNode(self.logic.getParameterNode())
-        if self._parameterNode.inputVolume is None:
-            self._parameterNode.inputVolume = self.logic.volumeInViews()
+        node = self.logic.getParameterNode()
+        if node.inputVolume is None:  # before the selector is bound, which would choose any
+            node.inputVolume = self.logic.volumeInViews()
+        self.setParameterNode(node)
 
     def setParameterNode(self, node):
         if self._parameterNode is not None:
             self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
             self.removeObservers(self.onParameters)
+            self._volume.forget()
             self._views.stop()
             self._planeTimer.stop()
         self._parameterNode = node
         if node is not None:
             self.logic.threshold = node.threshold
+            self.logic.smallestArea = node.smallestArea
             # Widgets of the .ui file name their parameter in the dynamic property SlicerParameterName.
             self._parameterNodeGuiTag = node.connectGui(self.ui)
             self.addObserver(node.parameterNode, vtk.vtkCommand.ModifiedEvent, self.onParameters)
             self._views.start()
             self.updateViews()
             self.updateDetector()
+            self._volume.show()
+            self._display.show(node)
         self.updateButtons()
 
     def onParameters(self, caller, event):
@@ -224,11 +266,38 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.updateDetector()
         if abs(self._parameterNode.threshold - self.logic.threshold) > 1e-6:
             self._parameterNode.thresholdChosen = True
-            self.logic.setThreshold(self._parameterNode.threshold)
-        self.logic.setOpacity(self._parameterNode.opacity)
+            self.logic.setThreshold(self._parameterNode.threshold, wait=False)
+            self.startPolling()
+        if self._parameterNode.smallestArea != self.logic.smallestArea:
+            self.logic.setSmallestArea(self._parameterNode.smallestArea, wait=False)
+            self.startPolling()
+        self.showPresets()
         self._setup.update_speed()
+        self._volume.show()
+        self._display.show(self._parameterNode)
         self.updateButtons()
         self._planeTimer.start()
+
+    def choice(self):
+        """What the reader chose of a detection, as keyword arguments of the logic."""
+        parameters = self.parameters()
+        prompt = parameters.preset
+        if prompt == OWN_PHRASES:
+            prompt = self._prompts.own_phrases(parameters.normalPhrases, parameters.abnormalPhrases)
+        return {
+            "detector": parameters.detector,
+            "threshold": parameters.threshold if parameters.thresholdChosen else None,
+            "device": parameters.device,
+            "window": self._advanced.window(),
+            "prompt": prompt,
+        }
+
+    def parameters(self):
+        """The parameter node, also while another module is shown."""
+        return self._parameterNode or self.logic.getParameterNode()
+
+    def isShown(self):
+        return self._parameterNode is not None
 
     def updateViews(self):
         """A view came, went or moved: update the selector and, a moment later, the plane's words."""
@@ -244,6 +313,18 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.detector = folder
 
+    def onPresetChosen(self, preset):
+        if self._parameterNode is not None:
+            self._parameterNode.preset = preset
+
+    def showPresets(self):
+        """Offer the detector's presets, with the guess for the volume."""
+        from MedAnomalyCLIPLib.scene import words_of
+
+        selected, parameters = self._detectors.selected, self._parameterNode
+        manifest = None if selected is None else selected.manifest
+        self._prompts.show(manifest, parameters.preset, *words_of(parameters.inputVolume))
+
     def updateDetector(self):
         """Select the detector that the parameter node names, or say why it cannot be and which one is."""
         try:
@@ -254,6 +335,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             folder = self._parameterNode.detector or _("the installation")
             self.showMessage(words.format(folder=folder, reason=error, detector=detector))
         self._parameterNode.detector = self._detectors.folder
+        self.showPresets()
         # The slider belongs to the maps that are shown; without any, it shows what the next one starts with.
         if not self._parameterNode.thresholdChosen and not self.logic.hasOverlay():
             self.showOwnThreshold()
@@ -268,6 +350,10 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._detectors.selected is not None:
             self.logic.setThreshold(self._detectors.selected.manifest.threshold)
             self._parameterNode.threshold = self.logic.threshold
+
+    def onColoursChosen(self, node):
+        if self._parameterNode is not None:
+            self._parameterNode.colours = node
 
     def currentViewName(self):
         """Layout name of the chosen view, or of the one last touched."""
@@ -293,7 +379,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     # Detection
 
     def onDetectButton(self):
-        if self.logic.isRunning():
+        if self.logic.isRunning() and not self._volume.is_working:
             self.stopRun(_("Cancelled."))
         elif self.ui.detectButton.enabled:
             self.startRun()
@@ -305,12 +391,9 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.logic.startDetection(
                 parameters.inputVolume,
                 self.currentViewName(),
-                detector=parameters.detector,
-                threshold=parameters.threshold if parameters.thresholdChosen else None,
                 opacity=parameters.opacity,
-                device=parameters.device,
-                window=self._advanced.window(),
                 onDone=self.onDone,
+                **self.choice(),
             )
         except MedAnomalyCLIPError as error:
             self.showMessage(str(error))
@@ -319,6 +402,9 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.resultLabel.text = ""
         self._pollTimer.start()
         self.updateButtons()
+
+    def startPolling(self):
+        self._pollTimer.start()
 
     def stopRun(self, message):
         self.logic.cancel()
@@ -343,16 +429,22 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._result = detection.result
         self._advanced.log.add(self.logWords(detection.result))
         # Both sliders may have been moved while the detector ran, or another module may be shown by now.
-        parameters = self._parameterNode or self.logic.getParameterNode()
-        if parameters.thresholdChosen:
-            self.logic.setThreshold(parameters.threshold)
-        else:
-            parameters.threshold = float(detection.result.threshold)
-        self.logic.setOpacity(parameters.opacity)
+        parameters = self.parameters()
+        self.followThreshold(parameters, detection.result.threshold)
+        self.logic.setVisible(parameters.overlayVisible, parameters.opacity)
         self._setup.learn_speed(parameters.detector, parameters.device, detection.result)
+
+    def followThreshold(self, parameters, threshold):
+        """A first result is there: it follows the slider if the reader moved that, else the slider it."""
+        if parameters.thresholdChosen:
+            self.logic.setThreshold(parameters.threshold, wait=False)
+        else:
+            self.logic.threshold = float(threshold)
+            parameters.threshold = float(threshold)
 
     def onRunEnded(self):
         self._pollTimer.stop()
+        self._volume.end()
         self.showResult()
         self.updateButtons()
 
@@ -395,8 +487,10 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         running = self.logic.isRunning()
         self._advanced.update()
         ready = self._parameterNode is not None and self._parameterNode.inputVolume is not None
-        self.ui.detectButton.text = _("Cancel") if running else _("Detect")
-        self.ui.detectButton.enabled = running or ready
+        single = running and not self._volume.is_working
+        self.ui.detectButton.text = _("Cancel") if single else _("Detect")
+        self.ui.detectButton.enabled = single or (ready and not running)
+        self._volume.update(ready, running)
         self.ui.ownThresholdButton.enabled = ready and not running and self._parameterNode.thresholdChosen
         self.ui.restoreButton.enabled = self.logic.hasOverlay()
 
@@ -424,6 +518,7 @@ class _Run:
     volumeNode: Any
     viewName: str
     opacity: float
+    smallestArea: float
     future: Future
     onDone: Callable[[Detection | None, MedAnomalyCLIPError | None], None] | None = None
 
@@ -439,6 +534,9 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         detection = logic.detect(volumeNode, "Red")
         other = logic.detect(volumeNode, "Red", detector="/detectors/mvfa-brain")
         print(detection.result.score, other.result.score, other.result.provenance.bundle)
+        for slice in logic.detectSlices(volumeNode, indices=range(10, 20)):
+            print(slice.result.plane.description, slice.result.score)
+        print(logic.detectVolume(volumeNode, resume=True).to_pandas())
 
     Attributes:
         detectorFactory: makes the detector in a folder, the bundled one if that is empty, when it is first
@@ -446,6 +544,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             with the device as second argument unless that is "auto".
         installEnvironment: what installing asks of Slicer; panel_install.SlicerEnvironment if None.
         threshold: the one last used or set.
+        smallestArea: connected parts of masks that are smaller than this, in mm², are left out.
     """
 
     def __init__(self):
@@ -454,28 +553,19 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         ScriptedLoadableModuleLogic.__init__(self)
         self.detectorFactory = load_detector
         self.threshold = 0.5
+        self.smallestArea = 0.0
         self._worker = None
         self.installEnvironment = None
         self._run = None
-        self._detections = {}  # map node ID: (Detection, volume node)
+        self._volumes = None
+        self._mapDisplay = None
 
     def getParameterNode(self):
         return MedAnomalyCLIPParameterNode(super().getParameterNode())
 
-    # Detecting
+    # Detecting on one plane
 
-    def detect(
-        self,
-        volumeNode,
-        viewName="",
-        *,
-        plane=None,
-        detector="",
-        threshold=None,
-        opacity=0.5,
-        device="auto",
-        window=None,
-    ):
+    def detect(self, volumeNode, viewName="", *, plane=None, opacity=0.5, **choice):
         """Detect on one plane, wait, and write the result to the scene.
 
         Args:
@@ -489,6 +579,9 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             device: "auto" for the fastest, or as torch names it: "cpu", "cuda:1", "mps".
             window: (low, high) voxel values that the detector is shown as black and white, or "view" for
                 those that the reader sees; None for the detector's own rule.
+            prompt: what the slice is compared with: the name of one of the detector's presets, "" for images
+                of any kind, "auto" to go by what the volume says of itself, or
+                MedAnomalyCLIPLib.prompt.Prompt(normal=(...,), abnormal=(...,)) for phrases of your own.
 
         Returns:
             Detection
@@ -496,21 +589,10 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         Raises:
             MedAnomalyCLIPError: the message says what is wrong and what to do.
         """
-        run = self._start(volumeNode, viewName, plane, detector, threshold, opacity, device, window)
+        run = self._start(volumeNode, viewName, plane, opacity, **choice)
         return self._deliver(run)
 
-    def startDetection(
-        self,
-        volumeNode,
-        viewName,
-        *,
-        detector="",
-        threshold=None,
-        opacity=0.5,
-        device="auto",
-        window=None,
-        onDone=None,
-    ):
+    def startDetection(self, volumeNode, viewName, *, opacity=0.5, onDone=None, **choice):
         """As `detect`, without waiting; call `poll` from time to time. The plane is that of this moment.
 
         Args:
@@ -519,17 +601,121 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         Raises:
             InvalidRequest: another detection is on its way.
         """
-        if self._run is not None:
+        if self.isRunning():
             raise InvalidRequest(_("A detection is running; wait for it or cancel it"))
-        self._run = self._start(
-            volumeNode, viewName, None, detector, threshold, opacity, device, window, onDone
-        )
+        self._run = self._start(volumeNode, viewName, None, opacity, onDone, **choice)
+
+    # Detecting on many slices
+
+    def detectSlices(self, volumeNode, *, onFailure=None, **request):
+        """Detect on slices of a volume, one after the other; each is in the scene before it is yielded.
+
+        All go to one map and one segmentation on the volume's own grid, and to one table. When the loop is
+        left, or an error ends it, what was yielded stays, and `resume=True` goes on from there.
+
+        Args:
+            volumeNode: scalar or colour volume, under a linear transform or none.
+            axis: 0, 1, 2 for I, J, K, or "axial", "coronal", "sagittal"; None as the slices were acquired.
+            indices: slices along that axis, from 0; None for all.
+            detector, threshold, opacity, device, window, prompt: as for `detect`.
+            resume: keep what an earlier run with the same detector left, and do the other slices only.
+            viewNames: slice views that show the map; None for those that show the volume.
+            mapNode, segmentationNode: nodes to write to; None for those of the volume.
+            onFailure: called with index and MedAnomalyCLIPError of a slice that gave no result, before going
+                on; None to raise the error.
+
+        Yields:
+            Detection
+
+        Raises:
+            MedAnomalyCLIPError: as for `detect`.
+        """
+        run = self._startRun(volumeNode, **request)
+        for outcome in self._jobs().finish(run):
+            if outcome.error is None:
+                yield self._detectionOf(run, outcome.result)
+            elif onFailure is None:
+                raise outcome.error
+            else:
+                onFailure(outcome.index, outcome.error)
+
+    def detectVolume(self, volumeNode, *, onProgress=None, isCancelled=None, **request):
+        """Detect on a volume and wait; arguments as for `detectSlices`.
+
+        Args:
+            onProgress: called with the number of slices done and to do, after each slice.
+            isCancelled: asked before each slice; what is done stays.
+
+        Returns:
+            MedAnomalyCLIPLib.scene_run.VolumeDetection: nodes, rows, `to_pandas()`, slices that failed.
+        """
+        run = self._startRun(volumeNode, **request)
+        for _outcome in self._jobs().finish(run):
+            self._showAsChosen(run.volumeMap)
+            if onProgress is not None:
+                onProgress(run.done, run.total)
+            if isCancelled is not None and isCancelled():
+                break
+        return run.detection()
+
+    def startRange(self, volumeNode, *, onSlice=None, onDone=None, **request):
+        """As `detectVolume`, without waiting; call `poll` from time to time, which writes one slice at most.
+
+        Args:
+            onSlice: called by `poll` with slices done, slices to do, and the outcome of the last one
+                (MedAnomalyCLIPLib.slice_stream.SliceOutcome).
+            onDone: called by `poll` with a VolumeDetection (None if there is no result at all), and a
+                MedAnomalyCLIPError or None.
+
+        Returns:
+            int: slices to do.
+
+        Raises:
+            MedAnomalyCLIPError: nothing was started.
+        """
+        run = self._startRun(volumeNode, **request)
+
+        def sliceDone(done, total, outcome):
+            self._showAsChosen(run.volumeMap)
+            if onSlice is not None:
+                onSlice(done, total, outcome)
+
+        self._jobs().start(run, sliceDone, onDone)
+        return run.total
+
+    def runningDetection(self):
+        """What the run over a volume that is on its way has so far: a VolumeDetection or None."""
+        run = self._jobs().running
+        return run.detection() if run is not None else None
+
+    def volumeDetection(self, node):
+        """What the scene holds of a volume, or in a map of one: a VolumeDetection, None if nothing."""
+        return self._jobs().detection(node)
+
+    def exportResults(self, node, folder, *, overwrite=False):
+        """Write what the scene holds of a volume to a folder, with the files of the command line, and wait.
+
+        Args:
+            node: the volume, or the map of one.
+            folder: appears when it is complete.
+            overwrite: replace the results of an earlier export.
+        """
+        job = self._jobs().export(self._jobs().map_of(node), folder, overwrite)
+        while job.step():
+            pass
+
+    def startExport(self, node, folder, *, overwrite=False, onSlice=None, onDone=None):
+        """As `exportResults`, without waiting; callbacks and returned value as for `startRange`."""
+        job = self._jobs().export(self._jobs().map_of(node), folder, overwrite)
+        self._jobs().start(job, onSlice, onDone)
+        return job.total
 
     def poll(self):
-        """Write the result if it is there; whether the run goes on."""
+        """One short step of what is on its way, if it is due; whether there is more to do."""
+        working = self._volumes is not None and self._volumes.poll()
         run = self._run
         if run is None or not run.future.done():
-            return run is not None
+            return run is not None or working
         self._run = None
         detection, error = None, None
         try:
@@ -538,34 +724,80 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             error = caught
         if run.onDone is not None:
             run.onDone(detection, error)
-        return self._run is not None
+        return self.isRunning()
 
     def isRunning(self):
-        return self._run is not None
+        return self._run is not None or (self._volumes is not None and self._volumes.busy)
 
     def cancel(self):
-        """Drop the run's result. A slice that the worker has begun is finished there, and then forgotten."""
+        """End what is on its way. Slices of a range that are done stay; anything else is dropped.
+
+        A slice that the worker has begun is finished there, and then forgotten.
+        """
         if self._run is not None:
             self._run.future.cancel()
             self._run = None
+        if self._volumes is not None:
+            self._volumes.cancel()
 
     def close(self):
         """Let go of worker and detector; nothing is written to the scene any more."""
         self.cancel()
+        self._volumes = None
         if self._worker is not None:
             self._worker.close()
         self._worker = None
-        self._detections.clear()
 
-    def _start(self, volumeNode, viewName, plane, detector, threshold, opacity, device, window, onDone=None):
+    def _start(self, volumeNode, viewName, plane, opacity, onDone=None, **choice):
         from MedAnomalyCLIPLib import scene
 
-        key, load = self._detectorOf(detector, device)
+        submit = self._submitter(volumeNode, **choice)
         if plane is None:
             plane = scene.plane_in_view(volumeNode, viewName)
+        return _Run(volumeNode, viewName, opacity, self.smallestArea, submit(plane), onDone)
+
+    def _startRun(
+        self,
+        volumeNode,
+        *,
+        threshold=None,
+        opacity=0.5,
+        viewNames=None,
+        mapNode=None,
+        segmentationNode=None,
+        resume=False,
+        detector="",
+        device="auto",
+        window=None,
+        prompt="auto",
+        **request,
+    ):
+        from MedAnomalyCLIPLib.scene_navigation import views_of
+        from MedAnomalyCLIPLib.scene_run import RunOptions
+
+        if self._run is not None:
+            raise InvalidRequest(_("A detection is running; wait for it or cancel it"))
+        if volumeNode is not None and viewNames is None:
+            viewNames = views_of(volumeNode)
+        options = RunOptions(
+            tuple(viewNames or ()), opacity, self._display().colours, mapNode, segmentationNode
+        )
+        return self._jobs().make_run(
+            volumeNode,
+            self._submitter(volumeNode, detector, threshold, device, window, prompt),
+            resume=resume,
+            options=options,
+            threshold=threshold,
+            min_area_mm2=self.smallestArea,
+            **request,
+        )
+
+    def _submitter(self, volumeNode, detector="", threshold=None, device="auto", window=None, prompt="auto"):
+        """Hands planes of a volume to a detector on the worker."""
+        key, load = self._detectorOf(detector, device)
         window = self._windowOf(volumeNode, window)
-        future = self._workerThread().submit(key, load, plane, threshold, window)
-        return _Run(volumeNode, viewName, opacity, future, onDone)
+        prompt = self._promptOf(volumeNode, detector, prompt)
+        return lambda plane: self._workerThread().submit(key, load, plane, threshold, window, prompt)
 
     def _detectorOf(self, detector, device):
         """What tells a detector from others, and how to make it."""
@@ -589,6 +821,18 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             )
         return displayed_window(volumeNode)
 
+    def _promptOf(self, volumeNode, detector, prompt):
+        """What to compare with; a preset's name, or "auto", stands for it."""
+        from MedAnomalyCLIPLib.bundle import default_bundle_path
+        from MedAnomalyCLIPLib.bundle_list import BundleSummary
+        from MedAnomalyCLIPLib.panel_prompt import chosen_prompt
+        from MedAnomalyCLIPLib.scene import words_of
+
+        if not isinstance(prompt, str):
+            return prompt
+        manifest = BundleSummary.read(detector or default_bundle_path()).manifest
+        return chosen_prompt(manifest, prompt, *words_of(volumeNode))
+
     def _workerThread(self):
         from MedAnomalyCLIPLib.runtime import DetectorWorker
 
@@ -596,22 +840,34 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             self._worker = DetectorWorker()
         return self._worker
 
+    def _jobs(self):
+        from MedAnomalyCLIPLib.scene_jobs import VolumeJobs
+
+        if self._volumes is None:
+            self._volumes = VolumeJobs(lambda function: self._workerThread().call(function))
+        return self._volumes
+
     def _deliver(self, run):
         """Wait for a run and write its result to the scene."""
         from MedAnomalyCLIPLib import scene, scene_segments
 
-        result = run.future.result()
+        result = replace(run.future.result(), min_area_mm2=run.smallestArea)
         if not slicer.mrmlScene.IsNodePresent(run.volumeNode):
             raise Cancelled(_("The volume was deleted while the detector ran; the result was dropped."))
+        slicer.mrmlScene.SaveStateForUndo()
         with slicer.util.RenderBlocker():
-            mapNode = scene.write_map(result, run.volumeNode, run.viewName)
+            mapNode = scene.write_map(result, run.volumeNode, run.viewName, self._display().colours)
             if run.viewName:
                 scene.show_map(mapNode, run.viewName, run.opacity)
+                self._display().apply()
             segmentationNode, segmentId = scene_segments.write_segment(result, run.volumeNode) or (None, None)
-        detection = Detection(result, mapNode, segmentationNode, segmentId)
-        self._detections[mapNode.GetID()] = detection, run.volumeNode
         self.threshold = result.threshold
-        return detection
+        return Detection(result, mapNode, segmentationNode, segmentId)
+
+    def _detectionOf(self, run, result):
+        self._showAsChosen(run.volumeMap)
+        segmentation = run.volumeMap.segmentation
+        return Detection(result, run.volumeMap.node, segmentation, run.volumeMap.segment_id)
 
     # Setting up
 
@@ -690,23 +946,69 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
 
     # What is shown
 
-    def setThreshold(self, threshold):
-        """Change the threshold of all maps shown, and of their segments; nothing is detected again."""
-        from MedAnomalyCLIPLib import scene, scene_segments
+    def setThreshold(self, threshold, *, wait=True):
+        """Change the threshold of all maps shown, and of their segments; nothing is detected again.
 
+        Args:
+            threshold: map value from which a pixel counts.
+            wait: bring all slices of volumes up to date here; else `poll` does, some at a time.
+        """
         self.threshold = threshold
-        for mapNode in self._shownMaps():
-            scene.set_map_threshold(mapNode, threshold)
-            detection, volumeNode = self._detections.get(mapNode.GetID(), (None, None))
-            if detection is not None and slicer.mrmlScene.IsNodePresent(volumeNode):
-                scene_segments.write_segment(replace(detection.result, threshold=threshold), volumeNode)
+        self._updateMasks(wait, threshold=threshold)
+
+    def setSmallestArea(self, area, *, wait=True):
+        """Leave parts smaller than this, in mm², out of all maps shown and of their segments; as above."""
+        self.smallestArea = area
+        self._updateMasks(wait, min_area_mm2=area)
+
+    def _updateMasks(self, wait, **changes):
+        from MedAnomalyCLIPLib.scene_display import shown_maps, update_slice_map
+
+        for mapNode in shown_maps():
+            volumeMap = self._jobs().map_of(mapNode)
+            if volumeMap is None:
+                update_slice_map(mapNode, **changes)
+            else:
+                self._jobs().refresh(volumeMap, wait=wait, **changes)
 
     def setOpacity(self, opacity):
         """Change the opacity of the maps in all views; other foregrounds are left alone."""
-        from MedAnomalyCLIPLib import scene
+        self._display().set_opacity(opacity)
 
-        for viewName in self.viewNames():
-            scene.set_overlay_opacity(viewName, opacity)
+    def setColours(self, colourNode):
+        """Show maps in the colours of a colour node from now on; None for this module's own."""
+        self._display().set_colours(colourNode)
+
+    def setLegend(self, visible):
+        """Show or hide the colour legend of the maps."""
+        self._display().set_legend(visible)
+
+    def setVisible(self, visible, opacity=0.5):
+        """Show or hide maps, legends and outlines, so that the bare image can be compared."""
+        self._display().set_visible(visible, opacity)
+
+    def _showAsChosen(self, volumeMap):
+        """A map that has just come into view follows the choices for all maps."""
+        if volumeMap is not None and len(volumeMap.rows) == 1:
+            self.threshold = volumeMap.threshold
+            self._display().apply()
+
+    def _display(self):
+        from MedAnomalyCLIPLib.scene_display import MapDisplay
+
+        if self._mapDisplay is None:
+            self._mapDisplay = MapDisplay()
+        return self._mapDisplay
+
+    def showVolumeMap(self, node, opacity=0.5):
+        """Show the map of a volume in the views that show that volume."""
+        from MedAnomalyCLIPLib.scene_navigation import views_of
+
+        volumeMap = self._jobs().map_of(node)
+        if volumeMap is not None and volumeMap.source is not None:
+            volumeMap.show(views_of(volumeMap.source), opacity)
+            self.setOpacity(opacity)
+            self._display().apply()
 
     def restoreForegrounds(self):
         """Put back what the views showed before their maps."""
@@ -716,17 +1018,55 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             scene.restore_foreground(viewName)
 
     def hasOverlay(self):
-        return bool(self._shownMaps())
+        from MedAnomalyCLIPLib.scene_display import shown_maps
+
+        return bool(shown_maps())
 
     def forgetResults(self):
         """For a scene that is closed: its nodes are gone, and others may get their IDs."""
-        self._detections.clear()
+        self._mapDisplay = None
+        if self._volumes is not None:
+            self._volumes.forget()
 
-    def _shownMaps(self):
-        from MedAnomalyCLIPLib import scene
+    # Going from slice to slice
 
-        maps = [scene.shown_map(viewName) for viewName in self.viewNames()]
-        return list({node.GetID(): node for node in maps if node is not None}.values())
+    def jumpToSlice(self, node, index):
+        """Bring the views of a volume to a slice that was analysed, those across it to its highest value.
+
+        Args:
+            node: the volume, or the map of one.
+            index: of the slice, from 0.
+        """
+        from MedAnomalyCLIPLib.scene_navigation import jump_to_slice
+
+        volumeMap = self._jobs().map_of(node)
+        if volumeMap is not None:
+            jump_to_slice(volumeMap, index)
+
+    def nextCandidate(self, node, step=1):
+        """Jump to the next candidate after the slice in view, or the one before it.
+
+        Args:
+            node: the volume, or the map of one.
+            step: 1 for the next, -1 for the previous one.
+
+        Returns:
+            int: index of the slice; None when there is no further candidate that way.
+        """
+        from MedAnomalyCLIPLib.scene_navigation import slice_in_views
+
+        detection = self.volumeDetection(node)
+        if detection is None:
+            return None
+        here = slice_in_views(detection.volumeMap)
+        if here is None:
+            here = -1 if step > 0 else detection.volumeMap.slices
+        ahead = [index for index in detection.candidates if (index - here) * step > 0]
+        if not ahead:
+            return None
+        found = min(ahead) if step > 0 else max(ahead)
+        self.jumpToSlice(node, found)
+        return found
 
     # What there is to look at
 

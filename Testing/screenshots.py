@@ -3,8 +3,9 @@
     python Testing/screenshots.py
     python Testing/screenshots.py /tmp/pictures --volume series_folder --slice 17 --modality MR
 
-Writes `panel.png`, `slice.png`, both side by side as `screenshot.png`, and the sections that are folded there
-as `setup.png`, to Resources if no folder is named.
+Writes to Resources, if no folder is named: `panel.png`, `slice.png`, and both side by side as
+`screenshot.png`; `setup.png`, the sections that are folded there; `running.png`, the panel as it goes through
+a volume; `outputs.png`, its table and the plot.
 Slices are drawn by Slicer's own libraries; the panel by the harness's stand-ins, so fonts and frames differ a
 little from Slicer's. Without --volume a head-like phantom is shown, which is no patient.
 """
@@ -50,16 +51,29 @@ def main() -> None:
 
         panel.logic.detectorFactory = lambda folder: BrightnessDetector()
     detect(panel, arguments.threshold)
-
-    panel.parent.resize(PANEL_WIDTH, max(VIEW_SIZE, panel.parent.layout().heightForWidth(PANEL_WIDTH)))
-    panel.parent.show()
-    process_events(0.5)
-    panel_picture = panel.parent.grab()
-    panel_picture.save(str(arguments.folder / "panel.png"))
+    panel.ui.outputsSection.collapsed = True
+    panel_picture = picture_of(panel, arguments.folder / "panel.png")
     view.picture(arguments.folder / "slice.png")
     join(panel_picture, arguments.folder / "slice.png", arguments.folder / "screenshot.png")
     print(panel.ui.scoreLabel.text, "|", panel.ui.resultLabel.text.replace("\n", " | "))
-    show_setup(panel).save(str(arguments.folder / "setup.png"))
+
+    panel.ui.outputsSection.collapsed = False
+    panel.ui.rangeButton.click()
+    while panel.logic.isRunning() and panel.ui.rangeProgress.value < panel.ui.rangeProgress.maximum // 2:
+        process_events(0.02)
+    panel.logic.poll, poll = lambda: True, panel.logic.poll  # it waits for its picture
+    picture_of(panel, arguments.folder / "running.png")
+    panel.logic.poll = poll
+    while panel.logic.isRunning():
+        process_events(0.05)
+    for name in ("inputsSection", "detectSection", "displaySection"):
+        getattr(panel.ui, name).collapsed = True
+    panel.ui.nextButton.click()
+    panel_picture = picture_of(panel, arguments.folder / "outputs.png")
+    plot = arguments.folder / ".plot.png"
+    draw_plot(panel.ui.resultsTable.mrmlTableNode(), plot)
+    join(panel_picture, plot, arguments.folder / "outputs.png")
+    plot.unlink()
     panel.cleanup()
 
 
@@ -131,6 +145,56 @@ def detect(panel: Any, threshold: float | None) -> None:
     process_events(0.2)
     if panel.ui.messageLabel.text:
         raise SystemExit(panel.ui.messageLabel.text)
+
+
+def picture_of(panel: Any, path: Path) -> Any:
+    """The panel as tall as it wants to be."""
+    process_events(0.2)
+    panel.parent.resize(PANEL_WIDTH, panel.parent.layout().heightForWidth(PANEL_WIDTH))
+    panel.parent.show()
+    process_events(0.3)
+    picture = panel.parent.grab()
+    picture.save(str(path))
+    return picture
+
+
+def draw_plot(table: Any, path: Path) -> None:
+    """A chart node as VTK's charts draw it; Slicer's plot view, which is one of them, needs its own Qt."""
+    import vtk
+
+    from MedAnomalyCLIPLib.scene_table import chart_of
+
+    chart_node = chart_of(table)
+    view, chart = vtk.vtkContextView(), vtk.vtkChartXY()
+    for number in range(chart_node.GetNumberOfPlotSeriesNodes()):
+        series = chart_node.GetNthPlotSeriesNode(number)
+        names = [table.GetTable().GetColumnName(c) for c in range(table.GetTable().GetNumberOfColumns())]
+        line = chart.AddPlot(vtk.vtkChart.LINE)
+        line.SetInputData(
+            table.GetTable(), names.index(series.GetXColumnName()), names.index(series.GetYColumnName())
+        )
+        line.SetColorF(*series.GetColor())
+        line.SetWidth(2)
+        line.GetPen().SetLineType(series.GetLineStyle())
+        line.SetMarkerStyle(series.GetMarkerStyle())
+        line.SetLabel(series.GetName())
+    chart.SetTitle(chart_node.GetTitle())
+    chart.SetShowLegend(chart_node.GetLegendVisibility())
+    for axis, title in ((vtk.vtkAxis.BOTTOM, chart_node.GetXAxisTitle()), (0, chart_node.GetYAxisTitle())):
+        chart.GetAxis(axis).SetTitle(title)
+    view.GetScene().AddItem(chart)
+    window = view.GetRenderWindow()
+    window.SetOffScreenRendering(1)
+    window.SetSize(VIEW_SIZE, VIEW_SIZE * 2 // 3)
+    window.SetMultiSamples(0)
+    view.GetRenderer().SetBackground(1, 1, 1)
+    window.Render()
+    grab = vtk.vtkWindowToImageFilter()
+    grab.SetInput(window)
+    writer = vtk.vtkPNGWriter()
+    writer.SetFileName(str(path))
+    writer.SetInputConnection(grab.GetOutputPort())
+    writer.Write()
 
 
 def process_events(seconds: float) -> None:

@@ -65,30 +65,30 @@ class PromptSelector:
         ):
             widget.setVisible(reads and chosen == OWN)
 
+    def own_phrases(self, normal: str, abnormal: str) -> Prompt:
+        """The reader's own phrases.
+
+        Raises:
+            InvalidRequest: they are not written.
+        """
+        prompt = Prompt(normal=split_phrases(normal), abnormal=split_phrases(abnormal))
+        if not prompt.has_phrases:
+            raise InvalidRequest(_("Write phrases for normal and for abnormal, or choose a preset"))
+        return prompt
+
     def _item_chosen(self, index: int) -> None:
         chosen = self._ui.presetSelector.itemData(index)
         self._on_chosen(AUTOMATIC if chosen is None else chosen)
 
 
-def chosen_prompt(
-    manifest: BundleManifest, chosen: str, modality: str, words: str, normal: str = "", abnormal: str = ""
-) -> Prompt:
-    """What the choice asks for.
+def chosen_prompt(manifest: BundleManifest, chosen: str, modality: str, words: str) -> Prompt:
+    """What the choice of a preset asks for.
 
     Args:
         manifest: of the detector.
-        chosen: "auto", "own", the name of a preset, or nothing.
+        chosen: "auto", the name of a preset, or nothing.
         modality, words: what the image says of itself.
-        normal, abnormal: phrases, separated by semicolons, for "own".
-
-    Raises:
-        InvalidRequest: own phrases are wanted, but not written.
     """
-    if chosen == OWN:
-        prompt = Prompt(normal=split_phrases(normal), abnormal=split_phrases(abnormal))
-        if not prompt.has_phrases:
-            raise InvalidRequest(_("Write phrases for normal and for abnormal, or choose a preset"))
-        return prompt
     known = manifest.detector.presets
     if chosen == AUTOMATIC:
         return Prompt(guess_preset(known, modality, words))

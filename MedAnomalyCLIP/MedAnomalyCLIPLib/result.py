@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
+from .components import drop_small
 from .geometry import SlicePlane
 
 RESEARCH_USE_ONLY = "Research use only. A candidate, not a diagnosis."
@@ -54,6 +55,7 @@ class AnomalyResult:
         unlike_threshold: distance that nearly all images of the kinds that it learned from stay below.
         window: (darkest, brightest) pixel value that the detector told apart; None for colour.
         timings: seconds spent in each step.
+        min_area_mm2: connected parts of the mask that are smaller are left out of it.
     """
 
     plane: SlicePlane
@@ -68,6 +70,7 @@ class AnomalyResult:
     unlike_threshold: float | None = None
     window: tuple[float, float] | None = None
     timings: Mapping[str, float] = field(default_factory=dict)
+    min_area_mm2: float = 0.0
 
     def __post_init__(self) -> None:
         if self.map.shape != self.plane.shape:
@@ -75,7 +78,16 @@ class AnomalyResult:
 
     @cached_property
     def mask(self) -> np.ndarray:
-        """(H, W) bool: pixels of the image at or above the threshold."""
+        """(H, W) bool: pixels of the image at or above the threshold, in parts that are large enough."""
+        return drop_small(self._reached, self.min_area_mm2 / self.plane.pixel_area_mm2)
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """(H, W) bool: pixels that reach the threshold in parts too small for the mask."""
+        return self._reached & ~self.mask
+
+    @cached_property
+    def _reached(self) -> np.ndarray:
         return (self.map >= self.threshold) & self.plane.valid
 
     @property

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from .detection import SliceDetector
     from .geometry import SlicePlane
+    from .prompt import Prompt
     from .result import AnomalyResult
 
 Window = tuple[float, float]
@@ -93,17 +94,20 @@ class DetectorWorker:
         plane: SlicePlane,
         threshold: float | None,
         window: Window | None = None,
+        prompt: Prompt | None = None,
     ) -> Future[AnomalyResult]:
         """Detect on a plane, after the planes submitted before it.
 
         Args:
             key: which detector; the one held serves while the key stays equal.
             load: makes the detector, on the thread.
-            plane, threshold, window: as for `SliceDetector.detect`.
+            plane, threshold, window, prompt: as for `SliceDetector.detect`.
         """
-        return self.use(
-            key, load, lambda detector: detector.detect(plane, threshold=threshold, window=window)
-        )
+
+        def detect(detector: SliceDetector) -> AnomalyResult:
+            return detector.detect(plane, threshold=threshold, window=window, prompt=prompt)
+
+        return self.use(key, load, detect)
 
     def use(
         self, key: object, load: Callable[[], SliceDetector], work: Callable[[SliceDetector], Answer]
@@ -112,7 +116,7 @@ class DetectorWorker:
         return self._pool.submit(self._use, key, load, work)
 
     def call(self, work: Callable[[], Answer]) -> Future[Answer]:
-        """Do on the thread what needs torch but no detector."""
+        """Do on the thread what needs no detector but takes a while, after what was submitted before it."""
         return self._pool.submit(work)
 
     def close(self) -> None:

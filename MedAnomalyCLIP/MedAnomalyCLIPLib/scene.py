@@ -4,7 +4,8 @@ Call everything here on the main thread. A plane holds a copy of its pixels, so 
 detector never reads memory that the scene may change.
 
 A result's map goes to one volume node for each source volume and view. It lies in world coordinates under no
-transform, and is the foreground of that view only. Masks go where `scene_segments` puts them.
+transform, and is the foreground of that view only. Maps of whole volumes are made by `scene_volume_map`, and
+masks go where `scene_segments` puts them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,24 @@ import vtk
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from .errors import UnsupportedImage
-from .geometry import SlicePlane, cut_plane
+from .geometry import AlignedSlice, SlicePlane, cut_plane
 from .heat import heat_colours
-from .result import RESEARCH_USE_ONLY, AnomalyResult
+from .result import AnomalyResult
+from .scene_nodes import (
+    MAP,
+    ROLE,
+    VOLUME_MAP,
+    number_or_none,
+    provenance_of,
+    record_detector,
+    record_provenance,
+    recorded,
+    result_node,
+)
 from .scene_views import Node, slice_logic
+from .stored_map import from_stored, to_stored
 from .volume import Volume, Warp, assemble, header_modality
 
-ROLE = "MedAnomalyCLIP.Role"
-SOURCE = "MedAnomalyCLIP.Source"
-"""Node reference from a result to the volume it was made from."""
-
-_VIEW = "MedAnomalyCLIP.View"
 _PREVIOUS = "MedAnomalyCLIP.PreviousForeground"
 _PREVIOUS_OPACITY = "MedAnomalyCLIP.PreviousForegroundOpacity"
 _HEAT = "MedAnomalyCLIPHeat"
@@ -155,6 +163,13 @@ def _modality_of(node: Node, requested: str | None) -> tuple[str, bool]:
     return header_modality(text) or ("CT" if hounsfield else ""), hounsfield
 
 
+def words_of(node: Node | None) -> tuple[str, str]:
+    """What a volume node says of itself: its modality, and words that may tell what it shows."""
+    if node is None:
+        return "", ""
+    return _modality_of(node, None)[0], node.GetName() or ""
+
+
 def _is_picture(node: Node) -> bool:
     storage = node.GetStorageNode()
     name = (storage.GetFileName() if storage else None) or ""
@@ -164,33 +179,94 @@ def _is_picture(node: Node) -> bool:
 # Results to the overlay
 
 
-def write_map(result: AnomalyResult, source: Node, view_name: str = "") -> Node:
+def write_map(result: AnomalyResult, source: Node, view_name: str = "", colours: Node | None = None) -> Node:
     """Write a result's map to the volume node of this source and view, made at the first time.
 
+    Args:
+        colours: colour node to show it in; None for our own heat colours.
+
     Returns:
-        vtkMRMLScalarVolumeNode of one slice, on the plane's own grid; shown nowhere yet.
+        vtkMRMLScalarVolumeNode of one slice, on the plane's own grid, with values as `stored_map` tells;
+        shown nowhere yet.
     """
-    node = result_node("vtkMRMLScalarVolumeNode", "map", source, view_name)
+    node = result_node("vtkMRMLScalarVolumeNode", MAP, source, view_name)
     with slicer.util.NodeModify(node):
         node.SetAndObserveTransformNodeID(None)
         node.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(result.plane.ijk_to_ras))
-        slicer.util.updateVolumeFromArray(node, result.map[np.newaxis].astype(np.float32, copy=False))
+        slicer.util.updateVolumeFromArray(node, to_stored(result)[np.newaxis])
         record_provenance(node, result)
-    display = _volume_display_node(node)
-    with slicer.util.NodeModify(display):
-        display.SetAndObserveColorNodeID(heat_colour_node().GetID())
-        display.AutoWindowLevelOff()
-        display.SetWindowLevelMinMax(0.0, 1.0)
-        display.InterpolateOn()
-        display.ApplyThresholdOn()
+    prepare_display(node, colours).InterpolateOn()
     set_map_threshold(node, result.threshold)
     return node
+
+
+def prepare_display(map_node: Node, colours: Node | None = None) -> Node:
+    """The display node of a map, set to show values from 0 to 1 in these colours, or our own."""
+    display = _volume_display_node(map_node)
+    with slicer.util.NodeModify(display):
+        display.SetAndObserveColorNodeID((colours or heat_colour_node()).GetID())
+        display.AutoWindowLevelOff()
+        display.SetWindowLevelMinMax(0.0, 1.0)
+        display.ApplyThresholdOn()
+    return display
+
+
+def set_map_colours(map_node: Node, colours: Node | None) -> None:
+    """Show a map in the colours of a colour node; None for our own heat colours."""
+    _volume_display_node(map_node).SetAndObserveColorNodeID((colours or heat_colour_node()).GetID())
+
+
+def set_legend(map_node: Node, visible: bool) -> None:
+    """Show or hide the colour legend of a map."""
+    _add_legend(map_node)
+    slicer.modules.colors.logic().GetColorLegendDisplayNode(map_node).SetVisibility(visible)
+
+
+def result_of_map(node: Node) -> AnomalyResult:
+    """The result that `write_map` wrote, read back, also from a saved scene; its plane has no pixels left.
+
+    Shapes:
+        map: (H, W) float32, the same values as were written.
+    """
+    values, valid = from_stored(slicer.util.arrayFromVolume(node)[0])
+    aligned = recorded(node, "AlignedSlice")
+    plane = SlicePlane(
+        pixels=np.zeros(values.shape, np.uint8),
+        ijk_to_ras=np.array(json.loads(recorded(node, "Plane"))),
+        valid=valid,
+        aligned=AlignedSlice(**json.loads(aligned)) if aligned else None,
+        description=recorded(node, "PlaneDescription"),
+        spacing_known=recorded(node, "SpacingKnown") != "False",
+    )
+    window = recorded(node, "Window")
+    return AnomalyResult(
+        plane=plane,
+        score=float(recorded(node, "Score")),
+        map=values,
+        threshold=float(recorded(node, "Threshold")),
+        provenance=provenance_of(node),
+        percentile=number_or_none(recorded(node, "Percentile")),
+        image_threshold=number_or_none(recorded(node, "ImageThreshold")),
+        window=tuple(json.loads(window)) if window else None,
+        min_area_mm2=float(recorded(node, "SmallestAreaMM2") or 0),
+    )
+
+
+def rewrite_map(node: Node, result: AnomalyResult) -> None:
+    """Bring a map of one slice up to date with another threshold or smallest area of its own result."""
+    stored = to_stored(result)
+    voxels = slicer.util.arrayFromVolume(node)[0]
+    if not np.array_equal(voxels, stored):
+        voxels[...] = stored
+        slicer.util.arrayFromVolumeModified(node)
+    record_detector(node, result)
+    set_map_threshold(node, result.threshold)
 
 
 def set_map_threshold(map_node: Node, threshold: float) -> None:
     """Show the map from this value on. A matter of display only: nothing is computed again."""
     _volume_display_node(map_node).SetThreshold(threshold, _ABOVE_EVERY_MAP)
-    map_node.SetAttribute("MedAnomalyCLIP.Threshold", f"{threshold:g}")
+    map_node.SetAttribute("MedAnomalyCLIP.Threshold", f"{threshold:.9g}")
 
 
 def _volume_display_node(map_node: Node) -> Node:
@@ -247,7 +323,7 @@ def restore_foreground(view_name: str) -> bool:
 
 
 def is_map(node: Node | None) -> bool:
-    return node is not None and node.GetAttribute(ROLE) == "map"
+    return node is not None and node.GetAttribute(ROLE) in (MAP, VOLUME_MAP)
 
 
 def heat_colour_node() -> Node:
@@ -304,72 +380,3 @@ def _set_foreground(composite: Node, volume_id: str | None, opacity: float) -> N
     with _unlinked(composite), slicer.util.NodeModify(composite):
         composite.SetForegroundVolumeID(volume_id)
         composite.SetForegroundOpacity(opacity)
-
-
-# What results say about themselves
-
-
-def record_provenance(node: Node, result: AnomalyResult) -> None:
-    """Write to a node what is needed to explain it later; nothing that identifies the patient."""
-    plane = result.plane
-    facts = {
-        "Bundle": result.provenance.bundle,
-        "BundleVersion": result.provenance.bundle_version,
-        "BundleSHA256": result.provenance.bundle_sha256,
-        "SoftwareVersion": result.provenance.software_version,
-        "Device": result.provenance.device,
-        "Precision": result.provenance.precision,
-        "Score": f"{result.score:.6g}",
-        "Prompt": result.prompt,
-        "Unlike": "yes" if result.is_unlike else "no",
-        "Percentile": "" if result.percentile is None else f"{result.percentile:.6g}",
-        "ImageThreshold": "" if result.image_threshold is None else f"{result.image_threshold:.6g}",
-        "Threshold": f"{result.threshold:g}",
-        "Window": "" if result.window is None else json.dumps([float(edge) for edge in result.window]),
-        "Plane": as_json(plane.ijk_to_ras),
-        "PlaneDescription": plane.description,
-        "AlignedSlice": "" if plane.aligned is None else json.dumps(asdict(plane.aligned)),
-        "Notice": RESEARCH_USE_ONLY,
-    }
-    for key, value in facts.items():
-        node.SetAttribute(f"MedAnomalyCLIP.{key}", value)
-
-
-def as_json(matrix: np.ndarray) -> str:
-    return json.dumps(np.round(matrix, 9).tolist())
-
-
-def result_node(class_name: str, role: str, source: Node, view_name: str = "") -> Node:
-    """The node that holds this kind of result, made if the scene has none."""
-    node = find_result_node(class_name, role, source, view_name)
-    if node is not None:
-        return node
-    words = "anomaly map" if role == "map" else "anomaly candidates"
-    name = f"{source.GetName()} {words}" + (f" {view_name}" if view_name else "")
-    node = slicer.mrmlScene.AddNewNodeByClass(class_name, name)
-    node.SetAttribute(ROLE, role)
-    node.SetAttribute(_VIEW, view_name)
-    node.SetNodeReferenceID(SOURCE, source.GetID())
-    _file_beside(node, source)
-    return node
-
-
-def find_result_node(class_name: str, role: str, source: Node, view_name: str = "") -> Node | None:
-    for node in slicer.util.getNodesByClass(class_name):
-        if (
-            node.GetAttribute(ROLE) == role
-            and (node.GetAttribute(_VIEW) or "") == view_name
-            and node.GetNodeReference(SOURCE) is source
-        ):
-            return node
-    return None
-
-
-def _file_beside(node: Node, source: Node) -> None:
-    """Put a new node into the study of its source; without Slicer's plugins nodes have no place there."""
-    hierarchy = slicer.mrmlScene.GetSubjectHierarchyNode()
-    if hierarchy is None:
-        return
-    item, source_item = hierarchy.GetItemByDataNode(node), hierarchy.GetItemByDataNode(source)
-    if item and source_item:
-        hierarchy.SetItemParent(item, hierarchy.GetItemParent(source_item))

@@ -139,7 +139,7 @@ class _BrightnessDetector:
         self.windows: list[Any] = [] if windows is None else windows
 
     def detect(
-        self, plane: SlicePlane, *, threshold: float | None = None, window: Any = None
+        self, plane: SlicePlane, *, threshold: float | None = None, window: Any = None, prompt: Any = None
     ) -> AnomalyResult:
         import numpy as np
 

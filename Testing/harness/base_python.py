@@ -137,6 +137,8 @@ class _Connector:
             self._follow_attribute("value", widget.valueChanged)
         elif kind is qt.QCheckBox and parameter.types == (bool,):
             self._follow_attribute("checked", widget.toggled)
+        elif kind is qt.QLineEdit and parameter.types == (str,):
+            self._follow_attribute("text", widget.textChanged)
         else:
             raise RuntimeError(f"{kind.__name__} cannot show {parameter.name}")
 

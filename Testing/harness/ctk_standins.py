@@ -132,10 +132,61 @@ class ctkSliderWidget(qt.QWidget):
         float, lambda self: self._spin.singleStep, lambda self, v: self._spin.setSingleStep(v)
     )
     decimals = Property(int, lambda self: self._spin.decimals, lambda self, v: self._spin.setDecimals(v))
+    suffix = Property(str, lambda self: self._spin.suffix, lambda self, v: self._spin.setSuffix(v))
+
+
+class ctkRangeWidget(qt.QWidget):
+    """Two numbers within limits; Slicer's has a slider with two handles between them."""
+
+    valuesChanged = Signal(float, float)
+    declared_signals = ("valuesChanged(double,double)",)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        layout = qt.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self._low, self._high = qt.QDoubleSpinBox(self), qt.QDoubleSpinBox(self)
+        for part in (self._low, self._high):
+            part.setObjectName("")
+            layout.addWidget(part)
+            part.valueChanged.connect(self._changed)
+
+    def _changed(self, _value: float) -> None:
+        self._low.setMaximum(self._high.value)
+        self._high.setMinimum(self._low.value)
+        self.valuesChanged.emit(self._low.value, self._high.value)
+
+    def _set_minimum(self, value: float) -> None:
+        self._low.setMinimum(value)
+        self._changed(value)
+
+    def _set_maximum(self, value: float) -> None:
+        self._high.setMaximum(value)
+        self._changed(value)
+
+    def _set_low(self, value: float) -> None:
+        self._low.setMaximum(self._high.maximum)
+        self._low.setValue(value)
+
+    def _set_high(self, value: float) -> None:
+        self._high.setValue(value)
+
+    def _set_decimals(self, value: int) -> None:
+        for part in (self._low, self._high):
+            part.setDecimals(value)
+
+    minimum = Property(float, lambda self: self._low.minimum, _set_minimum)
+    maximum = Property(float, lambda self: self._high.maximum, _set_maximum)
+    minimumValue = Property(float, lambda self: self._low.value, _set_low)
+    maximumValue = Property(float, lambda self: self._high.value, _set_high)
+    decimals = Property(int, lambda self: self._low.decimals, _set_decimals)
+    singleStep = Property(
+        float, lambda self: self._low.singleStep, lambda self, v: self._low.setSingleStep(v)
+    )
 
 
 ctk = types.ModuleType("ctk")
-for _class in (ctkCollapsibleButton, ctkPathLineEdit, ctkSliderWidget):
+for _class in (ctkCollapsibleButton, ctkPathLineEdit, ctkRangeWidget, ctkSliderWidget):
     setattr(ctk, _class.__name__, _class)
     custom_widgets[_class.__name__] = _class
 sys.modules.setdefault("ctk", ctk)

@@ -75,6 +75,8 @@ class _Manners:
 
     # Signatures of signals declared in Python, whose arguments Qt knows only as "PyObject".
     declared_signals: tuple[str, ...] = ()
+    # Where a signal cannot have its own name, because Qt has a method of that name: the one it has.
+    signal_names: dict[str, str] = {}  # noqa: RUF012
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -94,7 +96,7 @@ class _Manners:
                 slot_errors.append(error)
                 raise
 
-        bound_signal = getattr(self, name)
+        bound_signal = getattr(self, self.signal_names.get(name, name))
         if types and signal not in self.declared_signals:
             bound_signal = bound_signal[types]  # else Qt may choose an overload without arguments
         bound_signal.connect(call)

@@ -7,6 +7,7 @@ from typing import Any
 
 import slicer
 from PySide6.QtCore import Property, Signal
+from PySide6.QtGui import QStandardItem
 
 from .pythonqt import custom_widgets, qt
 
@@ -42,6 +43,7 @@ class qMRMLNodeComboBox(qt.QWidget):
 
     currentNodeChanged = Signal(object)
     declared_signals = ("currentNodeChanged(vtkMRMLNode*)",)
+    shows_hidden = False
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
@@ -52,6 +54,8 @@ class qMRMLNodeComboBox(qt.QWidget):
         layout.addWidget(self._box)
         self._flags = {"noneEnabled": False, "showChildNodeTypes": True}
         self._types: tuple[str, ...] = ()
+        self._attributes: dict[str, tuple[str, str]] = {}  # class name: attribute and value it has to have
+        self._none = "None"
         self._scene = None
         self._observed: list[tuple[Any, int]] = []  # scene, observer
         self._current: str | None = None
@@ -73,7 +77,22 @@ class qMRMLNodeComboBox(qt.QWidget):
     def currentNode(self) -> Any:
         return self._scene.GetNodeByID(self._current) if self._scene and self._current else None
 
+    def addAttribute(self, class_name: str, name: str, value: str) -> None:
+        """Offer only nodes of a class that have an attribute; nodes made here get it."""
+        self._attributes[class_name] = (name, value)
+        self._fill()
+
+    def addNode(self) -> Any:
+        """As by the reader, through the list."""
+        node = self._scene.AddNewNodeByClass(self._types[0])
+        if self._types[0] in self._attributes:
+            node.SetAttribute(*self._attributes[self._types[0]])
+        self.setCurrentNode(node)
+        return node
+
     def setCurrentNode(self, node: Any) -> None:
+        if node is not None and self._box.findData(node.GetID()) < 0:
+            self._fill()  # Slicer's follows changes of attributes by itself
         self._box.setCurrentIndex(self._box.findData(node.GetID()) if node else self._empty_index())
         self._chosen()
 
@@ -86,10 +105,15 @@ class qMRMLNodeComboBox(qt.QWidget):
         return [
             node
             for index, node in enumerate(found)
-            if not node.GetHideFromEditors()
+            if (self.shows_hidden or not node.GetHideFromEditors())
             and not (exact and node.GetClassName() not in self._types)
             and node not in found[:index]
+            and self._has_attribute(node)
         ]
+
+    def _has_attribute(self, node: Any) -> bool:
+        name, value = self._attributes.get(node.GetClassName(), ("", ""))
+        return not name or node.GetAttribute(name) == value
 
     def _fill(self, *_: Any) -> None:
         if self._scene is None:
@@ -97,7 +121,7 @@ class qMRMLNodeComboBox(qt.QWidget):
         self._box.blockSignals(True)
         self._box.clear()
         if self._flags["noneEnabled"]:
-            self._box.addItem("None", "")
+            self._box.addItem(self._none, "")
         for node in self._nodes():
             self._box.addItem(node.GetName(), node.GetID())
         index = self._box.findData(self._current) if self._current else -1
@@ -120,6 +144,10 @@ class qMRMLNodeComboBox(qt.QWidget):
         self._flags[name] = bool(value)
         self._fill()
 
+    def _set_none(self, text: str) -> None:
+        self._none = text
+        self._fill()
+
     nodeTypes = Property("QStringList", lambda self: self._types, _set_types)
     noneEnabled = Property(
         bool, lambda self: self._flags["noneEnabled"], lambda self, v: self._set_flag("noneEnabled", v)
@@ -129,10 +157,71 @@ class qMRMLNodeComboBox(qt.QWidget):
         lambda self: self._flags["showChildNodeTypes"],
         lambda self, v: self._set_flag("showChildNodeTypes", v),
     )
-    # Slicer's has these too; adding, removing and renaming are not for our panel.
+    noneDisplay = Property(str, lambda self: self._none, _set_none)
+    # Slicer's has these too; what they allow is not offered here, but for `addNode`.
+    renameEnabled = Property(bool, lambda self: False, lambda self, v: None)
     addEnabled = Property(bool, lambda self: False, lambda self, v: None)
     removeEnabled = Property(bool, lambda self: False, lambda self, v: None)
     selectNodeUponCreation = Property(bool, lambda self: False, lambda self, v: None)
+
+
+class qMRMLColorTableComboBox(qMRMLNodeComboBox):
+    """Chooses a colour table; those are hidden from other lists."""
+
+    shows_hidden = True
+    currentNodeChanged = Signal(object)
+    declared_signals = ("currentNodeChanged(vtkMRMLNode*)",)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self.nodeTypes = ("vtkMRMLColorTableNode", "vtkMRMLProceduralColorNode")
+
+
+class qMRMLTableView(qt.QTableView):
+    """Shows a table node, and follows it."""
+
+    rowsSelected = Signal()
+    declared_signals = ("selectionChanged()",)
+    signal_names = {"selectionChanged": "rowsSelected"}  # noqa: RUF012
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._node = None
+        self._observed: list[tuple[Any, int]] = []
+        self._model = qt.QStandardItemModel(self)
+        self.setModel(self._model)
+        self.destroyed.connect(partial(_stop_observing, self._observed))
+
+    def selectionChanged(self, selected: Any, deselected: Any) -> None:
+        super().selectionChanged(selected, deselected)
+        self.rowsSelected.emit()
+
+    def mrmlTableNode(self) -> Any:
+        return self._node
+
+    def setMRMLTableNode(self, node: Any) -> None:
+        _stop_observing(self._observed)
+        self._node = node
+        if node is not None:
+            self._observed.append((node, node.AddObserver("ModifiedEvent", self._fill)))
+        self._fill()
+
+    def _fill(self, *_: Any) -> None:
+        table = self._node.GetTable() if self._node is not None else None
+        columns = table.GetNumberOfColumns() if table is not None else 0
+        rows = table.GetNumberOfRows() if table is not None else 0
+        self._model.setRowCount(rows)
+        self._model.setColumnCount(columns)
+        self._model.setHorizontalHeaderLabels([table.GetColumnName(c) for c in range(columns)])
+        for row in range(rows):
+            for column in range(columns):
+                text = table.GetValue(row, column).ToString()
+                item = self._model.item(row, column)
+                if item is None:
+                    self._model.setItem(row, column, QStandardItem(text))
+                elif item.text() != text:
+                    item.setText(text)
+        self.resizeColumnsToContents()
 
 
 def _stop_observing(observed: list[tuple[Any, int]], *_: Any) -> None:
@@ -141,6 +230,6 @@ def _stop_observing(observed: list[tuple[Any, int]], *_: Any) -> None:
         scene.RemoveObserver(tag)
 
 
-for _class in (qMRMLWidget, qMRMLNodeComboBox):
+for _class in (qMRMLWidget, qMRMLNodeComboBox, qMRMLColorTableComboBox, qMRMLTableView):
     setattr(slicer, _class.__name__, _class)
     custom_widgets[_class.__name__] = _class

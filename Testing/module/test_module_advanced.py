@@ -15,7 +15,7 @@ def seen(panel, detector):
     windows = []
     plain = detector.detect
 
-    def record(plane, *, threshold=None, window=None):
+    def record(plane, *, threshold=None, window=None, prompt=None):
         windows.append(window)
         return plain(plane, threshold=threshold, window=window)
 
@@ -69,7 +69,7 @@ def test_a_range_without_width_is_refused_in_words(panel, head, detect, detector
     """By the detector itself, whose words the panel shows."""
     choose(panel.ui.windowSelector, "manual")
 
-    def refuse(plane, *, threshold=None, window=None):
+    def refuse(plane, *, threshold=None, window=None, prompt=None):
         assert window == (900, 100)
         raise InvalidRequest("A window needs the lower value first")
 

@@ -20,6 +20,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 @pytest.fixture
 def in_a_folder_with_an_image(tmp_path, monkeypatch):
     shutil.copy(get_testdata_file("MR_small.dcm"), tmp_path)
+    (tmp_path / "FOLDER").mkdir()
+    shutil.copy(get_testdata_file("MR_small.dcm"), tmp_path / "FOLDER")
     monkeypatch.chdir(tmp_path)
 
 

@@ -17,7 +17,7 @@ class Echo:
     def __init__(self, name):
         self.name = name
 
-    def detect(self, plane, *, threshold=None, window=None):
+    def detect(self, plane, *, threshold=None, window=None, prompt=None):
         return self.name, plane, threshold, threading.current_thread()
 
 
@@ -85,7 +85,7 @@ def test_a_closed_worker_and_its_detector_are_let_go():
 
 def test_a_window_reaches_the_detector(worker):
     class Recorder(Echo):
-        def detect(self, plane, *, threshold=None, window=None):
+        def detect(self, plane, *, threshold=None, window=None, prompt=None):
             return window
 
     assert worker.submit("one", lambda: Recorder("one"), "a", None, (1.0, 2.0)).result(10) == (1.0, 2.0)

@@ -1,0 +1,276 @@
+"""A folder of studies: found, done, gone on with, and nobody's name in what comes out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+from PIL import Image
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+
+from MedAnomalyCLIPLib.batch import DONE, FAILED, STOPPED, BatchSettings, find_inputs, run_batch
+from MedAnomalyCLIPLib.cli import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, main
+from MedAnomalyCLIPLib.errors import BundleInvalid, InvalidRequest, OutputFailed, UnreadableImage
+from MedAnomalyCLIPLib.result import AnomalyResult, Provenance
+
+NAME = "DOE_JANE_1970"
+
+
+class Detector:
+    provenance = Provenance("a fake", "1.0", "0" * 64, "0", "cpu", "float32")
+
+    def __init__(self):
+        self.detected = 0
+        self.crash = None
+
+    def guess_preset(self, modality, words=""):
+        return ""
+
+    def detect(self, plane, *, threshold=None, window=None, prompt=None):
+        if self.crash is not None and plane.pixels.max() == self.crash:
+            raise ZeroDivisionError
+        self.detected += 1
+        values = np.clip(plane.pixels / 1000, 0, 1).astype(np.float32)
+        return AnomalyResult(plane, float(values.max()), values, threshold or 0.5, self.provenance)
+
+
+@pytest.fixture
+def detector():
+    return Detector()
+
+
+def write_volume(path, brightest=900, depth=3):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.zeros((depth, 6, 7), np.int16)
+    voxels[:, 2, 3] = brightest
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(voxels), str(path))
+
+
+@pytest.fixture
+def studies(tmp_path):
+    """Two volumes, a picture, a DICOM folder of one series, a damaged file, and what is none of these."""
+    folder = tmp_path / "studies"
+    write_volume(folder / NAME / "head.nii.gz", 900)
+    write_volume(folder / "other" / f"{NAME}.nrrd", 700, depth=2)
+    Image.fromarray(np.full((8, 9), 200, np.uint8)).save(folder / "picture.png")
+    (folder / "dicom").mkdir()
+    shutil.copy(get_testdata_file("MR_small.dcm"), folder / "dicom")
+    (folder / f"{NAME} damaged.nii").write_bytes((folder / "other" / f"{NAME}.nrrd").read_bytes()[:40])
+    (folder / "notes.txt").write_text("no image")
+    write_volume(folder / "mask.seg.nrrd")
+    (folder / f"{NAME}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    return folder
+
+
+def run(studies, detector, tmp_path, **options):
+    return run_batch(studies, tmp_path / "out", lambda: detector, **options)
+
+
+def states(manifest):
+    return [record["state"] for record in manifest["inputs"]]
+
+
+def test_every_image_and_series_is_found_and_nothing_else(studies):
+    places = [item.place for item in find_inputs(studies)]
+    assert places == [
+        f"{NAME} damaged.nii",
+        f"{NAME}.png",
+        "picture.png",
+        f"{NAME}/head.nii.gz",
+        "dicom",
+        f"other/{NAME}.nrrd",
+    ]
+
+
+def test_series_of_one_folder_are_inputs_of_their_own(studies):
+    slice_ = dcmread(get_testdata_file("CT_small.dcm"))
+    slice_.save_as(studies / "dicom" / "another.dcm")
+    series = [item for item in find_inputs(studies) if item.place == "dicom"]
+    assert len({item.series for item in series}) == len({item.key for item in series}) == 2
+
+
+def test_an_input_that_fails_does_not_stop_the_others(studies, detector, tmp_path):
+    manifest = run(studies, detector, tmp_path)
+    assert states(manifest) == [FAILED, FAILED, DONE, DONE, DONE, DONE]
+    assert manifest["counts"] == {"done": 4, "failed": 2, "stopped": 0}
+    assert manifest["complete"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
+    head = manifest["inputs"][3]
+    assert head["highest"]["score"] == 0.9
+    assert head["slices"] == 3
+    written = json.loads((tmp_path / "out" / head["folder"] / "result.json").read_text())
+    assert written["complete"]
+
+
+def test_no_name_gets_into_the_results(studies, detector, tmp_path):
+    manifest = run(studies, detector, tmp_path)
+    assert all(record["reason"] for record in manifest["inputs"][:2])
+    for path in (tmp_path / "out").rglob("*"):
+        assert NAME not in path.name
+        if path.suffix in (".json", ".csv"):
+            text = path.read_text()
+            assert NAME not in text
+            assert "DOE" not in text
+
+
+def stop_after(detector, count):
+    return lambda: detector.detected >= count
+
+
+def test_a_stopped_batch_goes_on_where_it_stopped(studies, detector, tmp_path):
+    stopped = run(studies, detector, tmp_path, is_stopped=stop_after(detector, 3))
+    assert states(stopped) == [FAILED, FAILED, DONE, STOPPED]
+    assert not stopped["complete"]
+    done = detector.detected
+    seen = []
+    manifest = run(studies, detector, tmp_path, on_input=lambda *about: seen.append(about[0]))
+    assert states(manifest) == [FAILED, FAILED, DONE, DONE, DONE, DONE]
+    assert seen == [4, 5, 6]
+    assert detector.detected - done == 3 + 1 + 2
+    assert [record["number"] for record in manifest["inputs"]] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_is_done_is_not_done_again_nor_the_detector_loaded(studies, detector, tmp_path):
+    run(studies, detector, tmp_path)
+
+    def load():
+        raise AssertionError
+
+    assert run_batch(studies, tmp_path / "out", load)["complete"]
+
+
+def test_failed_inputs_are_done_again_when_asked_for(studies, detector, tmp_path):
+    run(studies, detector, tmp_path)
+    write_volume(studies / f"{NAME} damaged.nii")
+    assert states(run(studies, detector, tmp_path))[0] == FAILED
+    manifest = run(studies, detector, tmp_path, retry=True)
+    assert states(manifest)[:2] == [DONE, FAILED]
+    assert "reason" not in manifest["inputs"][0]
+
+
+def test_images_that_came_later_are_done_and_numbers_stay(studies, detector, tmp_path):
+    before = run(studies, detector, tmp_path)["inputs"]
+    write_volume(studies / "added.nii.gz", 800)
+    manifest = run(studies, detector, tmp_path)
+    assert manifest["inputs"][: len(before)] == before
+    assert manifest["inputs"][-1]["number"] == len(before) + 1
+
+
+def test_a_bug_meets_one_input_and_is_told(studies, detector, tmp_path):
+    detector.crash = 900
+    manifest = run(studies, detector, tmp_path)
+    assert states(manifest).count(FAILED) == 3
+    reason = manifest["inputs"][3]["reason"]
+    assert "ZeroDivisionError in test_batch.py" in reason
+    assert str(tmp_path) not in reason
+
+
+def test_other_settings_or_another_detector_are_not_mixed(studies, detector, tmp_path):
+    run(studies, detector, tmp_path)
+    with pytest.raises(InvalidRequest, match="other settings"):
+        run(studies, detector, tmp_path, settings=BatchSettings(threshold=0.2))
+    detector.provenance = replace(detector.provenance, bundle_sha256="1" * 64)
+    with pytest.raises(InvalidRequest, match="another detector"):
+        run(studies, detector, tmp_path, retry=True)
+
+
+def test_a_detector_that_cannot_be_loaded_ends_the_batch(studies, tmp_path):
+    def load():
+        raise BundleInvalid("damaged")
+
+    with pytest.raises(BundleInvalid):
+        run_batch(studies, tmp_path / "out", load)
+
+
+def test_a_folder_of_something_else_is_left_alone(studies, detector, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("")
+    with pytest.raises(OutputFailed, match="other files"):
+        run(studies, detector, tmp_path)
+
+
+def test_a_file_in_place_of_the_output_is_told(studies, detector, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputFailed, match="out"):
+        run(studies, detector, tmp_path)
+
+
+def test_a_damaged_manifest_is_told(studies, detector, tmp_path):
+    run(studies, detector, tmp_path)
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    with pytest.raises(OutputFailed, match=r"manifest\.json"):
+        run(studies, detector, tmp_path)
+
+
+def test_results_within_the_folder_are_no_inputs(studies, detector):
+    for _ in range(2):
+        manifest = run_batch(studies, studies / "out", lambda: detector)
+        assert len(manifest["inputs"]) == 6
+
+
+@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir], ids=["missing", "empty"])
+def test_a_folder_without_images_is_told(tmp_path, make):
+    make(tmp_path / "nothing")
+    with pytest.raises(UnreadableImage, match="nothing"):
+        find_inputs(tmp_path / "nothing")
+
+
+def test_only_the_middle_slice_when_asked_for(studies, detector, tmp_path):
+    manifest = run(studies, detector, tmp_path, settings=BatchSettings(middle=True))
+    assert manifest["inputs"][3]["highest"]["index"] == 1
+    assert manifest["inputs"][3]["slices"] == 1
+
+
+# The command
+
+
+def command(detector, *words):
+    return main(["batch", *map(str, words)], load=lambda bundle, device: detector)
+
+
+def test_the_command_tells_each_input_and_its_exit_code_that_some_failed(studies, detector, tmp_path, capsys):
+    assert command(detector, studies, "--output", tmp_path / "out") == EXIT_USER_ERROR
+    printed = capsys.readouterr()
+    assert f"4/6  0004  {NAME}/head.nii.gz  done  highest score 0.900" in printed.out
+    assert printed.out.splitlines()[-1] == "4 done, 2 failed, 0 stopped"
+    assert "2 of 6 inputs failed" in printed.err
+
+
+def test_the_command_lists_which_number_is_which(studies, detector, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert command(detector, studies, "--output", out, "--list") == EXIT_DONE
+    assert f"----  to do  {NAME}/head.nii.gz" in capsys.readouterr().out
+    command(detector, studies, "--output", out, "--quiet")
+    capsys.readouterr()
+    assert command(detector, studies, "--output", out, "--list") == EXIT_DONE
+    assert f"0004  done  {NAME}/head.nii.gz" in capsys.readouterr().out
+
+
+def test_the_command_prints_the_manifest_for_programs(studies, detector, tmp_path, capsys):
+    command(detector, studies, "--output", tmp_path / "out", "--json")
+    assert json.loads(capsys.readouterr().out)["counts"]["done"] == 4
+
+
+def test_the_command_says_that_a_fault_is_none_of_the_users(studies, detector, tmp_path):
+    detector.crash = 900
+    assert command(detector, studies, "--output", tmp_path / "out", "--quiet") == EXIT_BUG
+
+
+def test_ctrl_c_ends_the_command_after_the_slice(studies, detector, tmp_path):
+    good = detector.detect
+
+    def detect(plane, **options):
+        if detector.detected == 2:
+            signal.raise_signal(signal.SIGINT)
+        return good(plane, **options)
+
+    detector.detect = detect
+    assert command(detector, studies, "--output", tmp_path / "out") == EXIT_INTERRUPTED
+    assert states(json.loads((tmp_path / "out" / "manifest.json").read_text()))[-1] == STOPPED
