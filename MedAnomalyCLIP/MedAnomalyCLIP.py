@@ -6,8 +6,8 @@ Nothing beyond Slicer itself is imported before it is used, so the module loads 
 import sys
 import unittest
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Union
 
 import qt
@@ -365,6 +365,27 @@ class _Run:
     onDone: Callable[[Detection | None, MedAnomalyCLIPError | None], None] | None = None
 
 
+@dataclass
+class _TeachingRun:
+    """A detector that is being taught: first slices are cut, one at each poll, then the worker has them.
+
+    Attributes:
+        cutter: MedAnomalyCLIPLib.scene_slices.SliceCutter with the slices that are not cut yet.
+        begin: takes planes and their volumes, returns the worker's future.
+        planes, volumes: of the slices that are.
+        future: of the TaughtDetector, once the worker has it.
+        progress: MedAnomalyCLIPLib.teaching.TeachingProgress, the last one; None before.
+    """
+
+    cutter: Any
+    begin: Callable[[list, list], Future]
+    onDone: Callable[[Any, MedAnomalyCLIPError | None], None] | None = None
+    planes: list = field(default_factory=list)
+    volumes: list = field(default_factory=list)
+    future: Future | None = None
+    progress: Any = None
+
+
 class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
     """Detection in a scene, for the panel and for scripts; needs no window.
 
@@ -376,6 +397,8 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         detection = logic.detect(volumeNode, "Red")
         other = logic.detect(volumeNode, "Red", detector="/detectors/mvfa-brain")
         print(detection.result.score, other.result.score, other.result.provenance.bundle)
+        taught = logic.teach({normalNode: range(20, 100, 5)}, "Our scanner, FLAIR")
+        mine = taught.keep(logic.detectorsFolder())
 
     Attributes:
         detectorFactory: makes the detector in a folder, the bundled one if that is empty, when it is first
@@ -391,6 +414,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         self.threshold = 0.5
         self._worker = None
         self._run = None
+        self._teaching = None
         self._detections = {}  # map node ID: (Detection, volume node)
 
     def getParameterNode(self):
@@ -459,6 +483,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
     def close(self):
         """Let go of worker and detector; nothing is written to the scene any more."""
         self.cancel()
+        self.cancelTeaching()
         if self._worker is not None:
             self._worker.close()
         self._worker = None
@@ -467,18 +492,23 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
     def _start(self, volumeNode, viewName, plane, detector, threshold, opacity, onDone=None):
         from MedAnomalyCLIPLib import scene
         from MedAnomalyCLIPLib.bundle_list import BundleSummary
-        from MedAnomalyCLIPLib.runtime import DetectorWorker
 
         folder = str(detector or "")
         # A folder whose detector was trained anew since is another detector.
         manifest = BundleSummary.read(folder).manifest if folder else None
         if plane is None:
             plane = scene.plane_in_view(volumeNode, viewName)
-        if self._worker is None:
-            self._worker = DetectorWorker()
+        self._makeWorker()
         factory = self.detectorFactory
         future = self._worker.submit((factory, folder, manifest), lambda: factory(folder), plane, threshold)
         return _Run(volumeNode, viewName, opacity, future, onDone)
+
+    def _makeWorker(self):
+        from MedAnomalyCLIPLib.runtime import DetectorWorker
+
+        if self._worker is None:
+            self._worker = DetectorWorker()
+        return self._worker
 
     def _deliver(self, run):
         """Wait for a run and write its result to the scene."""
@@ -496,6 +526,136 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         self._detections[mapNode.GetID()] = detection, run.volumeNode
         self.threshold = result.threshold
         return detection
+
+    # Teaching
+
+    def teach(self, slices, name, *, axis=None, detector="", onProgress=None):
+        """Make a detector for one scanner and protocol of normal slices, and wait for it.
+
+        Args:
+            slices: {volume node: its slices}, each a position along `axis` from 0, or a
+                MedAnomalyCLIPLib.geometry.SlicePlane that was cut from it. Where all are planes, anything
+                else may stand for the volume.
+            name: of the detector; it is shown and stored, so without patients' names.
+            axis: 0, 1 or 2 for I, J or K; None for the axis along which each volume was acquired.
+            detector: folder of the detector to start from; empty for the bundled one.
+            onProgress: called with MedAnomalyCLIPLib.teaching.TeachingProgress.
+
+        Returns:
+            MedAnomalyCLIPLib.taught_detector.TaughtDetector: look at its `left_one_out`, then `keep` it in a
+            folder, for example `detectorsFolder()`, or `discard` it.
+
+        Raises:
+            MedAnomalyCLIPError: the message says what is wrong and what to do.
+        """
+        run = self._startTeaching(slices, name, axis, detector, None)
+        try:
+            told, taught = None, None
+            while taught is None:
+                taught = self._stepTeaching(run)
+                if onProgress is not None and run.progress is not told:
+                    told = run.progress
+                    onProgress(told)
+                if run.future is not None:
+                    wait([run.future], timeout=POLL_INTERVAL_MS / 1000)
+            return taught
+        except BaseException:  # Ctrl+C in the console too
+            self._stopTeaching(run)
+            raise
+
+    def startTeaching(self, slices, name, *, axis=None, detector="", onDone=None):
+        """As `teach`, without waiting; call `pollTeaching` from time to time.
+
+        Args:
+            onDone: called by `pollTeaching` with a TaughtDetector and None, or with None and a
+                MedAnomalyCLIPError.
+
+        Raises:
+            InvalidRequest: another detector is being taught.
+        """
+        if self._teaching is not None:
+            raise InvalidRequest(_("A detector is being taught; wait for it or cancel it"))
+        self._teaching = self._startTeaching(slices, name, axis, detector, onDone)
+
+    def pollTeaching(self):
+        """Cut the next slice, or deliver the detector if it is there; whether teaching goes on."""
+        run = self._teaching
+        if run is None:
+            return False
+        taught, error = None, None
+        try:
+            taught = self._stepTeaching(run)
+            if taught is None:
+                return True
+        except MedAnomalyCLIPError as caught:
+            error = caught
+        except BaseException:
+            self._teaching = None
+            raise
+        self._teaching = None
+        if run.onDone is not None:
+            run.onDone(taught, error)
+        return self._teaching is not None
+
+    def isTeaching(self):
+        return self._teaching is not None
+
+    def teachingProgress(self):
+        """MedAnomalyCLIPLib.teaching.TeachingProgress of the detector being taught; None before it begins."""
+        return None if self._teaching is None else self._teaching.progress
+
+    def cancelTeaching(self):
+        """Stop after the step that the worker is at; nothing is left of the detector."""
+        if self._teaching is not None:
+            self._stopTeaching(self._teaching)
+            self._teaching = None
+
+    def detectorsFolder(self):
+        """Where the user's own detectors are."""
+        from MedAnomalyCLIPLib.panel_detectors import detectors_folder
+
+        return detectors_folder()
+
+    def _startTeaching(self, slices, name, axis, detector, onDone):
+        from MedAnomalyCLIPLib.geometry import SlicePlane
+        from MedAnomalyCLIPLib.panel_packages import require_packages
+        from MedAnomalyCLIPLib.scene_slices import SliceCutter
+        from MedAnomalyCLIPLib.taught_detector import checked_name
+
+        require_packages()
+        name = checked_name(name)
+        cutter, planes, volumes = SliceCutter(), [], []
+        for volume, ofVolume in slices.items():
+            ofVolume = list(ofVolume)
+            cut = [one for one in ofVolume if isinstance(one, SlicePlane)]
+            planes += cut
+            volumes += [volume.GetID() if hasattr(volume, "GetID") else volume] * len(cut)
+            if len(cut) < len(ofVolume):
+                cutter.add(volume, [one for one in ofVolume if not isinstance(one, SlicePlane)], axis)
+
+        def begin(planes, volumes):
+            from MedAnomalyCLIPLib.teaching import teaching
+
+            steps = teaching(planes, name=name, volumes=volumes, start=str(detector or "") or None)
+            return self._makeWorker().work(steps, lambda progress: setattr(run, "progress", progress))
+
+        run = _TeachingRun(cutter, begin, onDone, planes, volumes)
+        return run
+
+    def _stepTeaching(self, run):
+        """Cut a slice if any is left, hand them over when none is; the TaughtDetector when it is there."""
+        if run.cutter:
+            cut = run.cutter.cut()
+            run.planes.append(cut.plane)
+            run.volumes.append(cut.node.GetID())
+        if run.future is None and not run.cutter:
+            run.future = run.begin(run.planes, run.volumes)
+        return run.future.result() if run.future is not None and run.future.done() else None
+
+    def _stopTeaching(self, run):
+        run.cutter.clear()
+        if run.future is not None and not run.future.cancel() and not run.future.exception():
+            run.future.result().discard()
 
     # What is shown
 

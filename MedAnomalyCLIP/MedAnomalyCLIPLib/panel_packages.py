@@ -26,6 +26,18 @@ def load_detector(folder: str = "") -> SliceDetector:
         DependencyMissing: with the steps that install what is missing in Slicer.
         BundleInvalid: the folder holds no detector, or a damaged one.
     """
+    require_packages()
+    from .detection import SliceDetector
+
+    return SliceDetector.load(folder or None)
+
+
+def require_packages() -> None:
+    """Raise unless all requirements of this module can be imported.
+
+    Raises:
+        DependencyMissing: with the steps that install what is missing in Slicer.
+    """
     missing = missing_requirements()
     if missing:
         raise DependencyMissing(
@@ -33,9 +45,6 @@ def load_detector(folder: str = "") -> SliceDetector:
                 names=", ".join(missing), steps="\n".join(_steps(missing))
             )
         )
-    from .detection import SliceDetector
-
-    return SliceDetector.load(folder or None)
 
 
 def _steps(missing: list[str]) -> list[str]:

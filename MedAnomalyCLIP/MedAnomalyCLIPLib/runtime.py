@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import DependencyMissing, InvalidRequest
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from .detection import SliceDetector
     from .geometry import SlicePlane
     from .result import AnomalyResult
+
+T = TypeVar("T")
+Y = TypeVar("Y")
 
 # How packages are called when imported, where that differs from their name.
 _IMPORT_NAMES = {"open_clip_torch": "open_clip", "scikit-image": "skimage"}
@@ -84,6 +88,34 @@ class DetectorWorker:
         """
         return self._pool.submit(self._run, key, load, plane, threshold)
 
+    def work(self, steps: Generator[Y, Any, T], on_step: Callable[[Y], None] | None = None) -> Future[T]:
+        """Do long work on the thread, step by step; planes that are submitted meanwhile come in between.
+
+        Args:
+            steps: the work; closed on the thread when the future is cancelled, or left with the worker.
+            on_step: called on the thread with what each step yields.
+
+        Returns:
+            A future of what the work returns. It can be cancelled as long as it is not done.
+        """
+        future: Future[T] = Future()
+        self._submit_turn(steps, on_step, future)
+        return future
+
+    def _submit_turn(self, steps: Any, on_step: Any, future: Future) -> None:
+        try:
+            turn = self._pool.submit(_turn, steps, on_step, future)
+        except RuntimeError:  # the worker was closed
+            _abandon(steps, future)
+            return
+        turn.add_done_callback(lambda done: self._after_turn(done, steps, on_step, future))
+
+    def _after_turn(self, turn: Future, steps: Any, on_step: Any, future: Future) -> None:
+        if turn.cancelled():  # dropped by `close` before it began
+            _abandon(steps, future)
+        elif turn.result():
+            self._submit_turn(steps, on_step, future)
+
     def close(self) -> None:
         """Take no more planes and drop those that wait. The detector goes with the worker itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -95,3 +127,33 @@ class DetectorWorker:
             self._held = None
             self._held = key, load()
         return self._held[1].detect(plane, threshold=threshold)
+
+
+def _turn(steps: Generator[Y, Any, T], on_step: Callable[[Y], None] | None, future: Future[T]) -> bool:
+    """One step of some work; whether there are more. Its end goes to the future, whatever it is."""
+    if future.cancelled():
+        _abandon(steps, future)
+        return False
+    try:
+        yielded = next(steps)
+        if on_step is not None:
+            on_step(yielded)
+    except StopIteration as end:
+        _settle(future.set_result, end.value)
+    except BaseException as error:
+        steps.close()
+        _settle(future.set_exception, error)
+    else:
+        return True
+    return False
+
+
+def _settle(settle: Callable[[Any], None], value: Any) -> None:
+    """Give a future its end, unless it was cancelled a moment ago."""
+    with suppress(InvalidStateError):
+        settle(value)
+
+
+def _abandon(steps: Generator[Any, Any, Any], future: Future) -> None:
+    steps.close()
+    future.cancel()
