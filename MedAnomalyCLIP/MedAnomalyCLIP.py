@@ -6,8 +6,8 @@ Nothing beyond Slicer itself is imported before it is used, so the module loads 
 import sys
 import unittest
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Union
 
 import qt
@@ -84,6 +84,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def setup(self):
         from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
+        from MedAnomalyCLIPLib.panel_teach import TeachSection
         from MedAnomalyCLIPLib.panel_views import ViewSelector
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
 
@@ -101,6 +102,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
         self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
         self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
+        self._teach = TeachSection(self.ui, self.logic, self.currentInputs, self.onDetectorChosen)
         self._shortcut = qt.QShortcut(self.parent)
         self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
         self._shortcut.connect("activated()", self.onDetectButton)
@@ -131,6 +133,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.setParameterNode(None)
         self.removeObservers()
         self._detectors.close()
+        self._teach.close()
         self.logic.close()
 
     def onReload(self):
@@ -143,6 +146,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.logic.isRunning():
             self.stopRun(_("The scene was closed while the detector ran; the result was dropped."))
         self.logic.forgetResults()
+        self._teach.scene_closed()
         self.setParameterNode(None)
         self._result = None
         self.showResult()
@@ -235,6 +239,14 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Layout name of the chosen view, or of the one last touched."""
         return self._parameterNode.viewName or self._views.touched
 
+    def currentInputs(self):
+        """What is chosen for a detection at this moment."""
+        from MedAnomalyCLIPLib.panel_slices import Inputs
+
+        if self._parameterNode is None:
+            return Inputs(None, "", "")
+        return Inputs(self._parameterNode.inputVolume, self.currentViewName(), self._parameterNode.detector)
+
     def updatePlaneLabel(self):
         if self._parameterNode is None:
             return
@@ -246,6 +258,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             except MedAnomalyCLIPError as error:
                 text = str(error)
         self.ui.planeLabel.text = text
+        self._teach.update_inputs()
 
     # Detection
 
@@ -336,6 +349,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.detectButton.enabled = running or ready
         self.ui.ownThresholdButton.enabled = ready and not running and self._parameterNode.thresholdChosen
         self.ui.restoreButton.enabled = self.logic.hasOverlay()
+        self._teach.update()
 
 
 @dataclass(frozen=True)
@@ -363,27 +377,6 @@ class _Run:
     opacity: float
     future: Future
     onDone: Callable[[Detection | None, MedAnomalyCLIPError | None], None] | None = None
-
-
-@dataclass
-class _TeachingRun:
-    """A detector that is being taught: first slices are cut, one at each poll, then the worker has them.
-
-    Attributes:
-        cutter: MedAnomalyCLIPLib.scene_slices.SliceCutter with the slices that are not cut yet.
-        begin: takes planes and their volumes, returns the worker's future.
-        planes, volumes: of the slices that are.
-        future: of the TaughtDetector, once the worker has it.
-        progress: MedAnomalyCLIPLib.teaching.TeachingProgress, the last one; None before.
-    """
-
-    cutter: Any
-    begin: Callable[[list, list], Future]
-    onDone: Callable[[Any, MedAnomalyCLIPError | None], None] | None = None
-    planes: list = field(default_factory=list)
-    volumes: list = field(default_factory=list)
-    future: Future | None = None
-    progress: Any = None
 
 
 class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
@@ -548,20 +541,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         Raises:
             MedAnomalyCLIPError: the message says what is wrong and what to do.
         """
-        run = self._startTeaching(slices, name, axis, detector, None)
-        try:
-            told, taught = None, None
-            while taught is None:
-                taught = self._stepTeaching(run)
-                if onProgress is not None and run.progress is not told:
-                    told = run.progress
-                    onProgress(told)
-                if run.future is not None:
-                    wait([run.future], timeout=POLL_INTERVAL_MS / 1000)
-            return taught
-        except BaseException:  # Ctrl+C in the console too
-            self._stopTeaching(run)
-            raise
+        return self._sceneTeaching().teach(slices, name, axis, detector, onProgress)
 
     def startTeaching(self, slices, name, *, axis=None, detector="", onDone=None):
         """As `teach`, without waiting; call `pollTeaching` from time to time.
@@ -573,32 +553,14 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         Raises:
             InvalidRequest: another detector is being taught.
         """
-        if self._teaching is not None:
-            raise InvalidRequest(_("A detector is being taught; wait for it or cancel it"))
-        self._teaching = self._startTeaching(slices, name, axis, detector, onDone)
+        self._sceneTeaching().start(slices, name, axis, detector, onDone)
 
     def pollTeaching(self):
         """Cut the next slice, or deliver the detector if it is there; whether teaching goes on."""
-        run = self._teaching
-        if run is None:
-            return False
-        taught, error = None, None
-        try:
-            taught = self._stepTeaching(run)
-            if taught is None:
-                return True
-        except MedAnomalyCLIPError as caught:
-            error = caught
-        except BaseException:
-            self._teaching = None
-            raise
-        self._teaching = None
-        if run.onDone is not None:
-            run.onDone(taught, error)
-        return self._teaching is not None
+        return self._teaching is not None and self._teaching.poll()
 
     def isTeaching(self):
-        return self._teaching is not None
+        return self._teaching is not None and self._teaching.is_running
 
     def teachingProgress(self):
         """MedAnomalyCLIPLib.teaching.TeachingProgress of the detector being taught; None before it begins."""
@@ -607,8 +569,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
     def cancelTeaching(self):
         """Stop after the step that the worker is at; nothing is left of the detector."""
         if self._teaching is not None:
-            self._stopTeaching(self._teaching)
-            self._teaching = None
+            self._teaching.cancel()
 
     def detectorsFolder(self):
         """Where the user's own detectors are."""
@@ -616,46 +577,12 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
 
         return detectors_folder()
 
-    def _startTeaching(self, slices, name, axis, detector, onDone):
-        from MedAnomalyCLIPLib.geometry import SlicePlane
-        from MedAnomalyCLIPLib.panel_packages import require_packages
-        from MedAnomalyCLIPLib.scene_slices import SliceCutter
-        from MedAnomalyCLIPLib.taught_detector import checked_name
+    def _sceneTeaching(self):
+        from MedAnomalyCLIPLib.scene_teaching import SceneTeaching
 
-        require_packages()
-        name = checked_name(name)
-        cutter, planes, volumes = SliceCutter(), [], []
-        for volume, ofVolume in slices.items():
-            ofVolume = list(ofVolume)
-            cut = [one for one in ofVolume if isinstance(one, SlicePlane)]
-            planes += cut
-            volumes += [volume.GetID() if hasattr(volume, "GetID") else volume] * len(cut)
-            if len(cut) < len(ofVolume):
-                cutter.add(volume, [one for one in ofVolume if not isinstance(one, SlicePlane)], axis)
-
-        def begin(planes, volumes):
-            from MedAnomalyCLIPLib.teaching import teaching
-
-            steps = teaching(planes, name=name, volumes=volumes, start=str(detector or "") or None)
-            return self._makeWorker().work(steps, lambda progress: setattr(run, "progress", progress))
-
-        run = _TeachingRun(cutter, begin, onDone, planes, volumes)
-        return run
-
-    def _stepTeaching(self, run):
-        """Cut a slice if any is left, hand them over when none is; the TaughtDetector when it is there."""
-        if run.cutter:
-            cut = run.cutter.cut()
-            run.planes.append(cut.plane)
-            run.volumes.append(cut.node.GetID())
-        if run.future is None and not run.cutter:
-            run.future = run.begin(run.planes, run.volumes)
-        return run.future.result() if run.future is not None and run.future.done() else None
-
-    def _stopTeaching(self, run):
-        run.cutter.clear()
-        if run.future is not None and not run.future.cancel() and not run.future.exception():
-            run.future.result().discard()
+        if self._teaching is None:
+            self._teaching = SceneTeaching(self._makeWorker)
+        return self._teaching
 
     # What is shown
 

@@ -15,6 +15,7 @@ import slicer
 from .background import Background
 from .errors import Cancelled
 from .geometry import SlicePlane, acquisition_axis, cut_plane, cut_slice
+from .geometry import view_name as nearest_view
 from .scene import is_shown, volume_from_node
 from .scene_views import Node, slice_logic
 
@@ -26,10 +27,12 @@ class SliceStack:
     Attributes:
         axis: 0, 1 or 2 for I, J or K.
         count: how many slices there are along it.
+        view: "Axial", "Coronal" or "Sagittal", what they are nearest to.
     """
 
     axis: int
     count: int
+    view: str
 
     @classmethod
     def of(cls, node: Node, view_name: str = "") -> SliceStack:
@@ -44,7 +47,7 @@ class SliceStack:
             slice_to_ras[:3, 3] = (volume.ijk_to_ras @ [*((np.array(volume.size) - 1) / 2), 1.0])[:3]
             aligned = cut_plane(volume, slice_to_ras).aligned
             axis = axis if aligned is None else aligned.axis
-        return cls(axis, volume.size[axis])
+        return cls(axis, volume.size[axis], nearest_view(volume, axis))
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,8 +57,9 @@ def test_only_scene_and_panel_files_of_the_library_import_slicer():
             r"^\s*(import|from) (slicer|qt|ctk|vtk)\b", path.read_text(encoding="utf-8"), re.MULTILINE
         )
     }
-    scene = {"scene.py", "scene_segments.py", "scene_views.py"}
+    scene = {"scene.py", "scene_segments.py", "scene_views.py", "scene_slices.py", "scene_teaching.py"}
     panel = {"panel_detectors.py", "panel_packages.py", "panel_views.py", "panel_words.py"}
+    panel |= {"panel_slices.py", "panel_teach.py"}
     assert importing == scene | panel
 
 

@@ -175,10 +175,11 @@ def test_cancelling_leaves_nothing(logic, head, start, done, temporary, polls, w
     assert not done
 
 
-def test_a_cancelled_detector_that_was_ready_is_gone(logic, head, start, temporary, wait):
+def test_a_cancelled_detector_that_was_ready_is_gone(logic, head, start, temporary):
     logic.startTeaching({head: SLICES}, "Mine", detector=start)
-    run = logic._teaching
-    wait(lambda: logic._stepTeaching(run) is not None, seconds=60)
+    for _ in SLICES:
+        logic.pollTeaching()
+    logic._teaching._run.future.result(timeout=60)
     assert list(temporary.iterdir())
     logic.cancelTeaching()
     assert not list(temporary.iterdir())
@@ -262,9 +263,9 @@ def test_a_view_is_brought_back_to_a_plane(views, head):
 def test_a_range_is_counted_along_the_axis_that_a_view_shows(views, head):
     from MedAnomalyCLIPLib.scene_slices import SliceStack
 
-    assert SliceStack.of(head, "Red") == SliceStack(2, 24)
-    assert SliceStack.of(head, "Green") == SliceStack(1, 80)
+    assert SliceStack.of(head, "Red") == SliceStack(2, 24, "Axial")
+    assert SliceStack.of(head, "Green") == SliceStack(1, 80, "Coronal")
     views["Green"].tilt(20)
-    assert SliceStack.of(head, "Green") == SliceStack(2, 24)
+    assert SliceStack.of(head, "Green") == SliceStack(2, 24, "Axial")
     views["Red"].node.SetSliceOffset(1000)
-    assert SliceStack.of(head, "Red") == SliceStack(2, 24)
+    assert SliceStack.of(head, "Red") == SliceStack(2, 24, "Axial")
