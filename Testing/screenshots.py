@@ -3,7 +3,8 @@
     python Testing/screenshots.py
     python Testing/screenshots.py /tmp/pictures --volume series_folder --slice 17 --modality MR
 
-Writes `panel.png`, `slice.png` and both side by side as `screenshot.png`, to Resources if no folder is named.
+Writes `panel.png`, `slice.png` and both side by side as `screenshot.png`, and the section Teach with the
+scores of slices that were left out as `teach.png`, to Resources if no folder is named.
 Slices are drawn by Slicer's own libraries; the panel by the harness's stand-ins, so fonts and frames differ a
 little from Slicer's. Without --volume a head-like phantom is shown, which is no patient.
 """
@@ -57,6 +58,7 @@ def main() -> None:
     panel_picture.save(str(arguments.folder / "panel.png"))
     view.picture(arguments.folder / "slice.png")
     join(panel_picture, arguments.folder / "slice.png", arguments.folder / "screenshot.png")
+    teach(panel, volume_node, arguments.folder / "teach.png")
     print(panel.ui.scoreLabel.text, "|", panel.ui.resultLabel.text.replace("\n", " | "))
     panel.cleanup()
 
@@ -113,6 +115,25 @@ def detect(panel: Any, threshold: float | None) -> None:
     process_events(0.2)
     if panel.ui.messageLabel.text:
         raise SystemExit(panel.ui.messageLabel.text)
+
+
+def teach(panel: Any, volume_node: Any, path: Path) -> None:
+    """Teach with every second slice, and draw the section with the scores before anything is kept."""
+    ui = panel.ui
+    for name in ("inputs", "detect", "display"):
+        getattr(ui, f"{name}Section").collapsed = True
+    ui.teachSection.collapsed = False
+    ui.teachVolumeSelector.setCurrentNode(volume_node)
+    ui.teachStepSpin.value = 2
+    ui.teachAddRangeButton.click()
+    process_events(1.0)
+    ui.teachNameEdit.text = "1.5T T2, head coil"
+    ui.teachButton.click()
+    while panel.logic.isTeaching():
+        process_events(0.05)
+    panel.parent.resize(PANEL_WIDTH, panel.parent.layout().heightForWidth(PANEL_WIDTH))
+    process_events(0.5)
+    panel.parent.grab().save(str(path))
 
 
 def process_events(seconds: float) -> None:

@@ -164,8 +164,9 @@ class SliceList:
         table.rowCount = len(self._order)
         for row, place in enumerate(self._order):
             one, score = self.slices[place], scores.get(place)
-            words = _("{volume}: {slice}").format(volume=one.name, slice=one.plane.description)
-            texts = [words]
+            # The place first: a long name of a volume is cut off.
+            place_words = one.plane.description.removesuffix(", aligned")
+            texts = [_("{slice}: {volume}").format(slice=place_words, volume=one.name)]
             if score is not None:
                 texts += [f"{score.score:.2f}", f"{100 * score.marked_share:.1f} %"]
             for column, text in enumerate(texts):
@@ -260,9 +261,9 @@ class SliceList:
         count, volumes = len(self.slices), len({one.volume for one in self.slices})
         if not count:
             return _("No slices yet")
-        words = _("{count} slices, {volumes} volumes")
+        words = _("{count} slices of {volumes} volumes") if volumes > 1 else _("{count} slices of one volume")
         if count < LEAST_SLICES:
             words = _("{count} slice; {least} are needed, {enough} or more are better")
         elif count < ENOUGH_SLICES:
-            words = _("{count} slices, {volumes} volumes; {enough} slices or more are better")
+            words += _("; {enough} or more are better")
         return words.format(count=count, volumes=volumes, least=LEAST_SLICES, enough=ENOUGH_SLICES)

@@ -98,9 +98,9 @@ def test_the_current_slice_is_that_of_the_view(ui, views):
     ui.teachAddButton.click()
     views["Red"].tilt(10)
     ui.teachAddButton.click()
-    assert column(ui, 0)[:2] == ["Head: Axial 14 of 24, aligned", "Head: Axial 13 of 24, aligned"]
-    assert column(ui, 0)[2].startswith("Head: Axial oblique 10°")
-    assert ui.teachCountLabel.text == "3 slices, 1 volumes; 8 slices or more are better"
+    assert column(ui, 0)[:2] == ["Axial 14 of 24: Head", "Axial 13 of 24: Head"]
+    assert column(ui, 0)[2].startswith("Axial oblique 10°")
+    assert ui.teachCountLabel.text == "3 slices of one volume; 8 or more are better"
 
 
 def test_one_slice_is_not_enough(ui):
@@ -120,7 +120,7 @@ def test_a_range_starts_with_all_slices_a_few_apart(ui, head):
 
 def test_a_range_is_added(ui, add_range):
     add_range(4, 10, 3)
-    assert column(ui, 0) == [f"Head: Axial {number} of 24, aligned" for number in (4, 7, 10)]
+    assert column(ui, 0) == [f"Axial {number} of 24: Head" for number in (4, 7, 10)]
     assert not is_shown(ui.teachMessageLabel)
 
 
@@ -129,7 +129,7 @@ def test_a_range_follows_the_view(ui, views, wait, add_range):
     wait(lambda: ui.teachRangeLabel.text == "Coronal slices")
     assert ui.teachLastSpin.value == 80
     add_range(20, 40, 10)
-    assert column(ui, 0)[0] == "Head: Coronal 20 of 80, aligned"
+    assert column(ui, 0)[0] == "Coronal 20 of 80: Head"
 
 
 def test_a_range_that_the_view_has_just_changed_is_not_added_unseen(ui, views, add_range):
@@ -144,13 +144,13 @@ def test_slices_of_another_volume_are_added_beside(ui, add_range):
     add_range(4, 10, 3)
     ui.teachVolumeSelector.setCurrentNode(another())
     add_range(4, 10, 3)
-    assert column(ui, 0)[3] == "Other: Axial 4 of 24, aligned"
-    assert ui.teachCountLabel.text.startswith("6 slices, 2 volumes")
+    assert column(ui, 0)[3] == "Axial 4 of 24: Other"
+    assert ui.teachCountLabel.text.startswith("6 slices of 2 volumes")
 
 
 def test_slices_that_show_little_are_left_out_and_told(ui, add_range):
     add_range(1, 24, 1)
-    assert column(ui, 0)[0] == "Head: Axial 3 of 24, aligned"
+    assert column(ui, 0)[0] == "Axial 3 of 24: Head"
     assert ui.teachTable.rowCount == 20
     words = "Axial 1 of 24, aligned shows little but background; 3 more slices were left out"
     assert ui.teachMessageLabel.text == words
@@ -169,7 +169,7 @@ def test_a_slice_is_not_added_twice(ui, add_range):
     assert ui.teachTable.rowCount == 1
     assert ui.teachMessageLabel.text == "Axial 14 of 24, aligned is among the slices already"
     add_range(13, 15, 1)
-    assert column(ui, 0) == [f"Head: Axial {number} of 24, aligned" for number in (14, 13, 15)]
+    assert column(ui, 0) == [f"Axial {number} of 24: Head" for number in (14, 13, 15)]
 
 
 def test_colour_is_not_mixed_with_grey(panel, ui, views):
@@ -194,7 +194,7 @@ def test_slices_are_removed_and_cleared(ui, add_range):
     add_range(4, 13, 3)
     ui.teachTable.selectRow(1)
     ui.teachRemoveButton.click()
-    assert column(ui, 0) == [f"Head: Axial {number} of 24, aligned" for number in (4, 10, 13)]
+    assert column(ui, 0) == [f"Axial {number} of 24: Head" for number in (4, 10, 13)]
     assert not ui.teachRemoveButton.enabled
     ui.teachClearButton.click()
     assert ui.teachTable.rowCount == 0
@@ -229,7 +229,7 @@ def test_the_list_outlives_its_scene_and_the_next_patient_is_another(ui, views, 
     ui.teachVolumeSelector.setCurrentNode(node)
     section.update_inputs()
     add_range(4, 13, 3)
-    assert ui.teachCountLabel.text == "8 slices, 2 volumes"
+    assert ui.teachCountLabel.text == "8 slices of 2 volumes"
 
 
 def test_a_scene_closed_while_slices_are_added_is_told(ui, section):
@@ -275,8 +275,8 @@ def test_scores_stand_beside_their_own_slices(ui, panel, section, teach, add_ran
     taught = section._taught
     card = {line.split("|")[2].strip(): float(line.split("|")[3]) for line in _rows(taught, "| 1 |")}
     shown = dict(zip(column(ui, 0), column(ui, 1), strict=True))
-    assert {f"Head: {words}": f"{score:.2f}" for words, score in card.items()} == {
-        key: value for key, value in shown.items() if key.startswith("Head")
+    assert {f"{words.removesuffix(', aligned')}: Head": f"{score:.2f}" for words, score in card.items()} == {
+        key: value for key, value in shown.items() if key.endswith("Head")
     }
 
 
@@ -287,8 +287,8 @@ def _rows(taught, start):
 def test_a_row_brings_the_view_to_its_slice_when_scores_are_shown(ui, panel, teach, head):
     teach()
     ui.teachTable.selectRow(0)
-    words = column(ui, 0)[0].removeprefix("Head: ")
-    assert panel.logic.describePlane(head, "Red") == words
+    words = column(ui, 0)[0].removesuffix(": Head")
+    assert panel.logic.describePlane(head, "Red") == f"{words}, aligned"
 
 
 def test_keep_stores_the_detector_and_selects_it(ui, panel, teach, own_detectors, temporary, head):
