@@ -145,6 +145,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedAnomalyCLIPLib.panel_display import DisplayPanel
         from MedAnomalyCLIPLib.panel_prompt import PromptSelector
         from MedAnomalyCLIPLib.panel_setup import SetupSection
+        from MedAnomalyCLIPLib.panel_teach import TeachSection
         from MedAnomalyCLIPLib.panel_views import ViewSelector
         from MedAnomalyCLIPLib.panel_volume import VolumePanel
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
@@ -170,6 +171,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, self._advanced.log.add)
         self._display = DisplayPanel(self.ui, self.parent, self.logic, self.onColoursChosen)
         self._volume = VolumePanel(self.ui, self.parent, self)
+        self._teach = TeachSection(self.ui, self.logic, self.currentInputs, self.onDetectorChosen)
         self._shortcut = qt.QShortcut(self.parent)
         self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
         self._shortcut.connect("activated()", self.onDetectButton)
@@ -203,6 +205,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._setup.close()
         self._advanced.close()
         self._volume.close()
+        self._teach.close()
         self.logic.close()
 
     def onReload(self):
@@ -215,6 +218,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.logic.isRunning():
             self.stopRun(_("The scene was closed while the detector ran; the result was dropped."))
         self.logic.forgetResults()
+        self._teach.scene_closed()
         self.setParameterNode(None)
         self._volume.clear()
         self._result = None
@@ -364,6 +368,14 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         parameters = self._parameterNode
         return (parameters.detector, parameters.device) if parameters is not None else ("", "auto")
 
+    def currentInputs(self):
+        """What is chosen for a detection at this moment."""
+        from MedAnomalyCLIPLib.panel_slices import Inputs
+
+        if self._parameterNode is None:
+            return Inputs(None, "", "")
+        return Inputs(self._parameterNode.inputVolume, self.currentViewName(), self._parameterNode.detector)
+
     def updatePlaneLabel(self):
         if self._parameterNode is None:
             return
@@ -375,6 +387,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             except MedAnomalyCLIPError as error:
                 text = str(error)
         self.ui.planeLabel.text = text
+        self._teach.update_inputs()
 
     # Detection
 
@@ -493,6 +506,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._volume.update(ready, running)
         self.ui.ownThresholdButton.enabled = ready and not running and self._parameterNode.thresholdChosen
         self.ui.restoreButton.enabled = self.logic.hasOverlay()
+        self._teach.update()
 
 
 @dataclass(frozen=True)
@@ -537,6 +551,8 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         for slice in logic.detectSlices(volumeNode, indices=range(10, 20)):
             print(slice.result.plane.description, slice.result.score)
         print(logic.detectVolume(volumeNode, resume=True).to_pandas())
+        taught = logic.teach({normalNode: range(20, 100, 5)}, "Our scanner, FLAIR")
+        mine = taught.keep(logic.detectorsFolder())
 
     Attributes:
         detectorFactory: makes the detector in a folder, the bundled one if that is empty, when it is first
@@ -559,6 +575,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         self._run = None
         self._volumes = None
         self._mapDisplay = None
+        self._teaching = None
 
     def getParameterNode(self):
         return MedAnomalyCLIPParameterNode(super().getParameterNode())
@@ -744,6 +761,7 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
         """Let go of worker and detector; nothing is written to the scene any more."""
         self.cancel()
         self._volumes = None
+        self.cancelTeaching()
         if self._worker is not None:
             self._worker.close()
         self._worker = None
@@ -943,6 +961,70 @@ class MedAnomalyCLIPLogic(ScriptedLoadableModuleLogic):
             plane = scene.plane_in_view(volumeNode, viewName)
         window = self._windowOf(volumeNode, window)
         return self._workerThread().call(lambda: network_picture(plane, spec, window))
+
+    # Teaching
+
+    def teach(self, slices, name, *, axis=None, detector="", onProgress=None):
+        """Make a detector for one scanner and protocol of normal slices, and wait for it.
+
+        Args:
+            slices: {volume node: its slices}, each a position along `axis` from 0, or a
+                MedAnomalyCLIPLib.geometry.SlicePlane that was cut from it. Where all are planes, anything
+                else may stand for the volume.
+            name: of the detector; it is shown and stored, so without patients' names.
+            axis: 0, 1 or 2 for I, J or K; None for the axis along which each volume was acquired.
+            detector: folder of the detector to start from; empty for the bundled one.
+            onProgress: called with MedAnomalyCLIPLib.teaching.TeachingProgress.
+
+        Returns:
+            MedAnomalyCLIPLib.taught_detector.TaughtDetector: look at its `left_one_out`, then `keep` it in a
+            folder, for example `detectorsFolder()`, or `discard` it.
+
+        Raises:
+            MedAnomalyCLIPError: the message says what is wrong and what to do.
+        """
+        return self._sceneTeaching().teach(slices, name, axis, detector, onProgress)
+
+    def startTeaching(self, slices, name, *, axis=None, detector="", onDone=None):
+        """As `teach`, without waiting; call `pollTeaching` from time to time.
+
+        Args:
+            onDone: called by `pollTeaching` with a TaughtDetector and None, or with None and a
+                MedAnomalyCLIPError.
+
+        Raises:
+            InvalidRequest: another detector is being taught.
+        """
+        self._sceneTeaching().start(slices, name, axis, detector, onDone)
+
+    def pollTeaching(self):
+        """Cut the next slice, or deliver the detector if it is there; whether teaching goes on."""
+        return self._teaching is not None and self._teaching.poll()
+
+    def isTeaching(self):
+        return self._teaching is not None and self._teaching.is_running
+
+    def teachingProgress(self):
+        """MedAnomalyCLIPLib.teaching.TeachingProgress of the detector being taught; None before it begins."""
+        return None if self._teaching is None else self._teaching.progress
+
+    def cancelTeaching(self):
+        """Stop after the step that the worker is at; nothing is left of the detector."""
+        if self._teaching is not None:
+            self._teaching.cancel()
+
+    def detectorsFolder(self):
+        """Where the user's own detectors are."""
+        from MedAnomalyCLIPLib.panel_detectors import detectors_folder
+
+        return detectors_folder()
+
+    def _sceneTeaching(self):
+        from MedAnomalyCLIPLib.scene_teaching import SceneTeaching
+
+        if self._teaching is None:
+            self._teaching = SceneTeaching(self._workerThread)
+        return self._teaching
 
     # What is shown
 

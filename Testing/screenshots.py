@@ -5,7 +5,8 @@
 
 Writes to Resources, if no folder is named: `panel.png`, `slice.png`, and both side by side as
 `screenshot.png`; `setup.png`, the sections that are folded there; `running.png`, the panel as it goes through
-a volume; `outputs.png`, its table and the plot.
+a volume; `outputs.png`, its table and the plot; `teach.png`, the section Teach with the scores of slices that
+were left out.
 Slices are drawn by Slicer's own libraries; the panel by the harness's stand-ins, so fonts and frames differ a
 little from Slicer's. Without --volume a head-like phantom is shown, which is no patient.
 """
@@ -55,6 +56,7 @@ def main() -> None:
     panel_picture = picture_of(panel, arguments.folder / "panel.png")
     view.picture(arguments.folder / "slice.png")
     join(panel_picture, arguments.folder / "slice.png", arguments.folder / "screenshot.png")
+    teach(panel, volume_node, arguments.folder / "teach.png")
     print(panel.ui.scoreLabel.text, "|", panel.ui.resultLabel.text.replace("\n", " | "))
 
     panel.ui.outputsSection.collapsed = False
@@ -195,6 +197,25 @@ def draw_plot(table: Any, path: Path) -> None:
     writer.SetFileName(str(path))
     writer.SetInputConnection(grab.GetOutputPort())
     writer.Write()
+
+
+def teach(panel: Any, volume_node: Any, path: Path) -> None:
+    """Teach with every second slice, and draw the section with the scores before anything is kept."""
+    ui = panel.ui
+    for name in ("inputs", "detect", "display"):
+        getattr(ui, f"{name}Section").collapsed = True
+    ui.teachSection.collapsed = False
+    ui.teachVolumeSelector.setCurrentNode(volume_node)
+    ui.teachStepSpin.value = 2
+    ui.teachAddRangeButton.click()
+    process_events(1.0)
+    ui.teachNameEdit.text = "1.5T T2, head coil"
+    ui.teachButton.click()
+    while panel.logic.isTeaching():
+        process_events(0.05)
+    panel.parent.resize(PANEL_WIDTH, panel.parent.layout().heightForWidth(PANEL_WIDTH))
+    process_events(0.5)
+    panel.parent.grab().save(str(path))
 
 
 def process_events(seconds: float) -> None:

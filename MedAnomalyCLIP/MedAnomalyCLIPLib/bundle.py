@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .configuration import from_mapping, to_mapping
-from .detectors.specification import DetectorSpec
+from .detectors.specification import DetectorSpec, PresetSpec
 from .errors import BundleInvalid, OutputFailed
 from .output_folder import take_place, writing
 from .preprocess import PreprocessSpec
@@ -162,6 +162,11 @@ class BundleManifest:
                 raise BundleInvalid(
                     f"The reference scores of detector {self.name!r} are empty or not ascending"
                 )
+
+    @property
+    def presets(self) -> tuple[PresetSpec, ...]:
+        """Presets on offer: none beside a memory, whose scales were learned with the text for all kinds."""
+        return self.detector.presets if self.detector.memory is None else ()
 
     def calibration(self, preset: str) -> PresetCalibration | None:
         """That of a preset; None where there is none."""

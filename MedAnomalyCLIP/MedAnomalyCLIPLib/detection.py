@@ -130,7 +130,7 @@ class SliceDetector:
     @property
     def presets(self) -> tuple[PresetSpec, ...]:
         """Kinds of images that it has text of their own for."""
-        return self._manifest.detector.presets
+        return self._manifest.presets
 
     @property
     def reads_phrases(self) -> bool:

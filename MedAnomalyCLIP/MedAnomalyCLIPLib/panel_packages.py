@@ -19,21 +19,6 @@ def missing_requirements() -> list[str]:
     return [p.requirement for p in check_packages(resource_path("requirements.txt")) if not p.satisfied]
 
 
-def require_packages() -> None:
-    """Say what to do if packages are missing, instead of failing at an import.
-
-    Raises:
-        DependencyMissing: with the steps that install what is missing in Slicer.
-    """
-    missing = missing_requirements()
-    if missing:
-        words = _(
-            "Python packages are missing: {names}.\nClick Install in the section Setup, or type in the Python"
-            ' console: slicer.util.getModuleLogic("MedAnomalyCLIP").setupPythonRequirements()'
-        )
-        raise DependencyMissing(words.format(names=", ".join(missing)))
-
-
 def load_detector(folder: str = "", device: str = "auto") -> SliceDetector:
     """The detector in a folder, ready on a device; the bundled one if the folder is empty.
 
@@ -46,3 +31,18 @@ def load_detector(folder: str = "", device: str = "auto") -> SliceDetector:
     from .detection import SliceDetector
 
     return SliceDetector.load(folder or None, device=device)
+
+
+def require_packages() -> None:
+    """Raise unless all requirements of this module can be imported.
+
+    Raises:
+        DependencyMissing: with the steps that install what is missing in Slicer.
+    """
+    missing = missing_requirements()
+    if missing:
+        words = _(
+            "Python packages are missing: {names}.\nClick Install in the section Setup, or type in the Python"
+            ' console: slicer.util.getModuleLogic("MedAnomalyCLIP").setupPythonRequirements()'
+        )
+        raise DependencyMissing(words.format(names=", ".join(missing)))

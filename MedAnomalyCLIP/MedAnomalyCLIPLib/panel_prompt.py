@@ -40,7 +40,7 @@ class PromptSelector:
             chosen: the word of the parameter node.
             modality, words: what the image says of itself, see `prompt.guess_preset`.
         """
-        presets = () if manifest is None else manifest.detector.presets
+        presets = () if manifest is None else manifest.presets
         reads = manifest is not None and bool(presets) and bool(manifest.text_sha256)
         guess = guess_preset(presets, modality, words)
         titles = {preset.name: preset.title for preset in presets}
@@ -89,7 +89,7 @@ def chosen_prompt(manifest: BundleManifest, chosen: str, modality: str, words: s
         chosen: "auto", the name of a preset, or nothing.
         modality, words: what the image says of itself.
     """
-    known = manifest.detector.presets
+    known = manifest.presets
     if chosen == AUTOMATIC:
         return Prompt(guess_preset(known, modality, words))
     # A scene may remember a preset of another detector.

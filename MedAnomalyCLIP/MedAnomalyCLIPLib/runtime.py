@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import DependencyMissing, InvalidRequest
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Window = tuple[float, float]
 Answer = TypeVar("Answer")
+T = TypeVar("T")
+Y = TypeVar("Y")
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -119,6 +122,34 @@ class DetectorWorker:
         """Do on the thread what needs no detector but takes a while, after what was submitted before it."""
         return self._pool.submit(work)
 
+    def work(self, steps: Generator[Y, Any, T], on_step: Callable[[Y], None] | None = None) -> Future[T]:
+        """Do long work on the thread, step by step; planes that are submitted meanwhile come in between.
+
+        Args:
+            steps: the work; closed on the thread when the future is cancelled, or left with the worker.
+            on_step: called on the thread with what each step yields.
+
+        Returns:
+            A future of what the work returns. It can be cancelled as long as it is not done.
+        """
+        future: Future[T] = Future()
+        self._submit_turn(steps, on_step, future)
+        return future
+
+    def _submit_turn(self, steps: Any, on_step: Any, future: Future) -> None:
+        try:
+            turn = self._pool.submit(_turn, steps, on_step, future)
+        except RuntimeError:  # the worker was closed
+            _abandon(steps, future)
+            return
+        turn.add_done_callback(lambda done: self._after_turn(done, steps, on_step, future))
+
+    def _after_turn(self, turn: Future, steps: Any, on_step: Any, future: Future) -> None:
+        if turn.cancelled():  # dropped by `close` before it began
+            _abandon(steps, future)
+        elif turn.result():
+            self._submit_turn(steps, on_step, future)
+
     def close(self) -> None:
         """Take no more planes and drop those that wait. The detector goes with the worker itself."""
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -130,3 +161,33 @@ class DetectorWorker:
             self._held = None
             self._held = key, load()
         return work(self._held[1])
+
+
+def _turn(steps: Generator[Y, Any, T], on_step: Callable[[Y], None] | None, future: Future[T]) -> bool:
+    """One step of some work; whether there are more. Its end goes to the future, whatever it is."""
+    if future.cancelled():
+        _abandon(steps, future)
+        return False
+    try:
+        yielded = next(steps)
+        if on_step is not None:
+            on_step(yielded)
+    except StopIteration as end:
+        _settle(future.set_result, end.value)
+    except BaseException as error:
+        steps.close()
+        _settle(future.set_exception, error)
+    else:
+        return True
+    return False
+
+
+def _settle(settle: Callable[[Any], None], value: Any) -> None:
+    """Give a future its end, unless it was cancelled a moment ago."""
+    with suppress(InvalidStateError):
+        settle(value)
+
+
+def _abandon(steps: Generator[Any, Any, Any], future: Future) -> None:
+    steps.close()
+    future.cancel()

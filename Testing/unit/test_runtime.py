@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import weakref
+from concurrent.futures import CancelledError
 
 import pytest
 
@@ -115,3 +116,88 @@ def test_devices_on_offer_can_be_selected_and_have_a_title():
         assert str(select_device(name)) == name
         assert device_title(name)
     assert re.fullmatch(r"CPU, \d+ threads?", device_title("cpu"))
+
+
+# Long work in steps
+
+
+def counting(end, seen=None):
+    """Yields 1 to `end` and returns the thread; tells what became of it."""
+    try:
+        yield from range(1, end + 1)
+        return threading.current_thread()
+    finally:
+        if seen is not None:
+            seen.append("closed")
+
+
+def test_work_is_done_on_the_thread_and_returns_what_it_made(worker):
+    told = []
+    thread = worker.work(counting(3), told.append).result(timeout=10)
+    assert told == [1, 2, 3]
+    assert thread is worker.submit("one", lambda: Echo("one"), "a", None).result(timeout=10)[3]
+
+
+def test_a_plane_comes_between_two_steps(worker):
+    begun, gate = threading.Event(), threading.Event()
+    order = []
+
+    def steps():
+        begun.set()
+        gate.wait(10)
+        yield "first"
+        order.append("second")
+        yield "second"
+
+    work = worker.work(steps())
+    begun.wait(10)
+    plane = worker.submit("one", lambda: order.append("plane") or Echo("one"), "a", None)
+    gate.set()
+    work.result(timeout=10)
+    plane.result(timeout=10)
+    assert order == ["plane", "second"]
+
+
+def test_work_that_fails_says_why_and_the_thread_goes_on(worker):
+    def steps():
+        yield 1
+        raise OSError("the disk is not there")
+
+    with pytest.raises(OSError, match="disk"):
+        worker.work(steps()).result(timeout=10)
+    assert worker.work(counting(1)).result(timeout=10)
+
+
+def test_cancelled_work_is_closed_after_the_step_it_is_at(worker):
+    begun, gate, seen = threading.Event(), threading.Event(), []
+
+    def wait(number):
+        begun.set()
+        gate.wait(10)
+
+    work = worker.work(counting(1000, seen), wait)
+    begun.wait(10)
+    assert work.cancel()
+    gate.set()
+    worker.work(counting(1)).result(timeout=10)  # comes after the turn that closes the other
+    assert seen == ["closed"]
+    assert work.cancelled()
+
+
+def test_work_goes_with_its_worker():
+    worker, begun, gate, seen = DetectorWorker(), threading.Event(), threading.Event(), []
+
+    def wait(number):
+        begun.set()
+        gate.wait(10)
+
+    works = [worker.work(counting(1000, seen), wait), worker.work(counting(1000))]
+    begun.wait(10)
+    worker.close()
+    gate.set()
+    for work in works:
+        with pytest.raises(CancelledError):
+            work.result(timeout=10)
+    assert seen == ["closed"]
+    with pytest.raises(CancelledError):
+        worker.work(counting(3)).result(timeout=10)

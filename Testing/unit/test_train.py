@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from small_runs import CPU, run, small
 
 from MedAnomalyCLIPLib.cli import main
-from MedAnomalyCLIPLib.datasets import held_out_groups, planes_of, read_dataset, read_support
+from MedAnomalyCLIPLib.datasets import left_out_records, planes_of, read_dataset, read_support
 from MedAnomalyCLIPLib.detection import SliceDetector
 from MedAnomalyCLIPLib.errors import Cancelled, DatasetInvalid, InvalidRequest, OutputFailed
 from MedAnomalyCLIPLib.training.batches import Batches, with_views
@@ -187,18 +187,19 @@ def test_a_bundle_of_few_normal_images_scores_oddities_higher(clip_folder, datas
     assert detector.image_threshold is not None
 
 
-def test_slices_of_a_volume_are_support_and_neighbours_are_held_out_together(tmp_path):
+def test_slices_of_a_volume_are_support_and_neighbours_are_left_out_together(tmp_path):
     import SimpleITK as sitk
 
     voxels = np.random.default_rng(0).integers(1, 200, (10, 40, 40)).astype(np.int16)
     voxels[0] = 7
-    sitk.WriteImage(sitk.GetImageFromArray(voxels), tmp_path / "head.nii.gz")
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing((1.0, 1.0, 2.0))
+    sitk.WriteImage(image, tmp_path / "head.nii.gz")
     records = read_support(tmp_path / "head.nii.gz", modality="MR")
     assert len(records) == 9
     assert {r.abnormal for r in records} == {False}
-    groups = held_out_groups(records)
-    assert groups == sorted(groups)
-    assert len(set(groups)) == 5
+    apart = 2.0 * np.abs(np.arange(9)[:, None] - np.arange(9))
+    np.testing.assert_array_equal(left_out_records(records), apart < 5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 from small_runs import CPU, run, small
 
 from MedAnomalyCLIPLib.cli import main
-from MedAnomalyCLIPLib.datasets import held_out_groups, read_dataset, read_support
+from MedAnomalyCLIPLib.datasets import left_out_records, read_dataset, read_support
 from MedAnomalyCLIPLib.detectors.detector import AnomalyDetector
 from MedAnomalyCLIPLib.errors import (
     Cancelled,
@@ -245,7 +245,8 @@ def test_padding_takes_no_part_in_the_threshold_of_a_memory(clip_folder, tmp_pat
     recipe = small(clip_folder, "memory", "detector.memory.rows=8")
     records = read_support(tmp_path)
     images = prepare_images(records, recipe.preprocess, [0] * 3, tmp_path)
-    held_out = fill_memory(recipe, AnomalyDetector(recipe.detector), images)
+    left_out = torch.from_numpy(left_out_records(records))
+    held_out = fill_memory(recipe, AnomalyDetector(recipe.detector), images, left_out)
     assert len(held_out.pixels) == images.valid.sum() == 3 * 16 * 64
 
 
@@ -267,9 +268,10 @@ def test_stopping_while_thresholds_are_measured_loses_nothing(clip_folder, datas
 
 def test_a_normal_patient_beside_an_abnormal_one_is_divided_for_a_memory(dataset):
     records = [replace(r, cluster="a" if r.abnormal else "n") for r in read_dataset(dataset)[:12]]
-    groups = held_out_groups(records)
-    assert len({g for g, r in zip(groups, records, strict=True) if not r.abnormal}) >= 2
-    assert len({g for g, r in zip(groups, records, strict=True) if r.abnormal}) == 1
+    out, abnormal = left_out_records(records), np.array([bool(r.abnormal) for r in records])
+    assert not out[np.ix_(~abnormal, ~abnormal)].all(axis=1).any()
+    assert out[abnormal].all()
+    assert out[:, abnormal].all()
 
 
 def test_a_damaged_picture_among_support_images_is_named_and_other_files_are_left_alone(dataset):

@@ -45,7 +45,7 @@ def _tell_detector(model: Path, as_json: bool) -> int:
     from ..result import RESEARCH_USE_ONLY
 
     manifest = read_manifest(default_bundle_path() if model == BUNDLED else model)
-    presets = {preset.name: preset.title for preset in manifest.detector.presets}
+    presets = {preset.name: preset.title for preset in manifest.presets}
     if as_json:
         told = {"name": manifest.name, "version": manifest.version, "licence": manifest.licence}
         print_json({**told, "threshold": manifest.threshold, "presets": presets, "notice": RESEARCH_USE_ONLY})

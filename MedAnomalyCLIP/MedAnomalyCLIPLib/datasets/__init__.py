@@ -5,7 +5,7 @@ from .layouts import read_bmad, read_dataset, read_json_lines, read_mvtec, read_
 from .planes import lesion_mask, planes_of
 from .protocols import Fold, Shots, cross_task, draw_shots, few_shot, leave_one_out, read_shot_list
 from .records import ImageRecord, modality_family, read_manifest
-from .support import held_out_groups, read_support
+from .support import left_out_records, read_support
 
 __all__ = [
     "DatasetReport",
@@ -17,8 +17,8 @@ __all__ = [
     "cross_task",
     "draw_shots",
     "few_shot",
-    "held_out_groups",
     "leave_one_out",
+    "left_out_records",
     "lesion_mask",
     "modality_family",
     "planes_of",

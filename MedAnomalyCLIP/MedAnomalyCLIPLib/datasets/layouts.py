@@ -212,6 +212,7 @@ def read_volumes(
                         "",
                         cluster=case,
                         slice_at=(along, index),
+                        slice_step=volume.spacing[along],
                     )
                 )
     return _found(records, folder, "volumes with segmentations")

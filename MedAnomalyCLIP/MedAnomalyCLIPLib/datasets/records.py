@@ -31,6 +31,7 @@ class ImageRecord:
         modality, body_part, view, findings, licence: words of the source, may be empty.
         cluster: patient, or group of look-alike files, that must not be divided; empty when not known.
         slice_at: (axis, index) of a slice of a volume, axis 0, 1 or 2 for I, J or K; None for a flat image.
+        slice_step: mm from one slice of that volume to the next; 0 where it is not known.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class ImageRecord:
     licence: str = ""
     cluster: str = ""
     slice_at: tuple[int, int] | None = None
+    slice_step: float = 0.0
 
 
 def modality_family(modality: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import DatasetInvalid, UnreadableImage
 from ..geometry import acquisition_axis
+from ..neighbours import Origin, left_out
 from ..volume import Volume, read_volume, recognise
 from .records import ImageRecord
 
@@ -16,7 +17,6 @@ SUPPORT = "support images"
 # Other files may lie among images; files of these names are meant to be some.
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _VOLUMES = (".dcm", ".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
-_BLOCKS = 5  # of slices of a single volume, each held out whole: neighbours are too alike to test each other
 
 
 def read_support(path: Path | str, *, modality: str = "", body_part: str = "") -> list[ImageRecord]:
@@ -52,20 +52,26 @@ def read_support(path: Path | str, *, modality: str = "", body_part: str = "") -
     return records
 
 
-def held_out_groups(records: Sequence[ImageRecord]) -> list[int]:
-    """For each record the number of the group that is held out with it: its patient, volume, or neighbours.
+def left_out_records(records: Sequence[ImageRecord]) -> np.ndarray:
+    """Which records are left out when each normal one is compared with the other normal ones.
 
-    Normal slices of a single volume are grouped with their neighbours.
+    Returns:
+        (N, N) bool, see `neighbours.left_out`; abnormal records are left out of everything.
     """
-    keys: list[object] = [
-        (record.set, record.cluster) if record.cluster else record.path for record in records
-    ]
-    normal = [index for index, record in enumerate(records) if not record.abnormal]
-    if len({keys[index] for index in normal}) == 1:
-        for place, index in enumerate(normal):
-            keys[index] = place * _BLOCKS // len(normal)
-    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    return [numbers[key] for key in keys]
+    normal = np.array([index for index, record in enumerate(records) if not record.abnormal], dtype=int)
+    out = np.ones((len(records), len(records)), dtype=bool)
+    out[np.ix_(normal, normal)] = left_out([_origin(records[index]) for index in normal])
+    return out
+
+
+def _origin(record: ImageRecord) -> Origin:
+    source = (record.set, record.cluster) if record.cluster else record.path
+    if record.slice_at is None or record.slice_step <= 0:
+        return Origin(source, record.path)
+    axis, index = record.slice_at
+    normal = np.eye(3)[axis]
+    centre = index * record.slice_step * normal
+    return Origin(source, record.path, tuple(centre.tolist()), tuple(normal.tolist()))
 
 
 def _slices(image: Path, words: dict[str, str]) -> list[ImageRecord]:
@@ -83,6 +89,7 @@ def _slices(image: Path, words: dict[str, str]) -> list[ImageRecord]:
             view="",
             findings="",
             slice_at=(axis, index),
+            slice_step=volume.spacing[axis],
         )
         for index in range(volume.voxels.shape[2 - axis])
         if _shows_something(volume, axis, index)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidRequest
+from ..steps import Step, run_steps
+
+CHOOSE = "choose"
+"""The stage in which a memory chooses what it keeps."""
 
 ROWS_AT_ONCE = 8192
 _CANDIDATES = 1024
@@ -39,15 +43,22 @@ class MemoryBank(nn.Module):
         Raises:
             InvalidRequest: there are fewer features than rows.
         """
-        count = self.rows.shape[1]
-        for kept, found in zip(self.rows, features, strict=True):
+        run_steps(self.filling(features))
+
+    def filling(self, features: Sequence[Tensor]) -> Generator[Step, None, None]:
+        """`fill`, in steps of some thousand comparisons each."""
+        taps, count = self.rows.shape[:2]
+        for tap, (kept, found) in enumerate(zip(self.rows, features, strict=True)):
             if len(found) < count:
                 raise InvalidRequest(
                     f"The memory has {count} rows, but the normal images give {len(found)} patches only; "
                     "give more images, or make the memory smaller"
                 )
             unit = F.normalize(found.float(), dim=-1)
-            kept.copy_(unit if len(unit) == count else unit[coreset(unit, count)])
+            if len(unit) > count:
+                unit = unit[(yield from coreset_steps(unit, count, tap, taps))]
+            kept.copy_(unit)
+            yield Step(CHOOSE, (tap + 1) * count, taps * count)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Distance 1 - cosine to the nearest row of the same tap; L times (B, N, E) to L times (B, N)."""
@@ -79,6 +90,11 @@ def coreset(features: Tensor, count: int) -> Tensor:
         features: (K, E), unit length.
         returns: (count,).
     """
+    return run_steps(coreset_steps(features, count))
+
+
+def coreset_steps(features: Tensor, count: int, tap: int = 0, taps: int = 1) -> Generator[Step, None, Tensor]:
+    """`coreset`, in steps; `tap` of `taps` is the how-manieth such choice this one is."""
     distance = 1 - features @ F.normalize(features.mean(0), dim=0)
     chosen = new = [distance.argmax()]
     distance = torch.full_like(distance, float("inf"))
@@ -95,4 +111,5 @@ def coreset(features: Tensor, count: int) -> Tensor:
             new.append(candidates[farthest])
             near = torch.minimum(near, 1 - own @ own[farthest])
         chosen = chosen + new
+        yield Step(CHOOSE, tap * count + len(chosen), taps * count)
     return torch.stack(chosen)

@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..bundle import (
     FORMAT,
@@ -23,34 +24,24 @@ from ..bundle import (
 from ..configuration import to_mapping
 from ..datasets.planes import lesion_mask
 from ..datasets.records import ImageRecord, modality_family
+from ..datasets.support import left_out_records
 from ..detection import FeatureMaps, SliceDetector
 from ..detectors.detector import AnomalyDetector
-from ..detectors.support import SupportSet, remember
+from ..detectors.support import SupportSet, remembering
 from ..evaluation.image_sets import detect_records
 from ..evaluation.metrics import best_f1_threshold
+from ..neighbours import RULE
 from ..result import AnomalyResult
+from ..steps import Step, run_steps
 from .images import ChosenImages
 from .model_card import model_card
 from .prepared import PreparedImages, Progress, network_input
 from .recipe import Recipe
 from .run_folder import UNCALIBRATED
+from .thresholds import NORMAL_IMAGES_BELOW, NORMAL_PIXELS_BELOW, HeldOut, with_held_out, with_reference
 
-NORMAL_PIXELS_BELOW = 0.995  # share of normal pixels below the threshold where no lesion is outlined
-NORMAL_IMAGES_BELOW = 0.95
 FAMILIAR_BELOW = 0.99
 FEWEST_NORMAL = 10  # images, below which a reference would say more than it knows
-
-
-class HeldOut(NamedTuple):
-    """What a detector says of normal images that its memory was without.
-
-    Attributes:
-        scores: of each view.
-        pixels: map values where images are, of all views.
-    """
-
-    scores: list[float]
-    pixels: np.ndarray
 
 
 def finish(
@@ -84,7 +75,8 @@ def finish(
     """
     held_out: HeldOut | None = None
     if recipe.detector.memory is not None:
-        held_out = fill_memory(recipe, detector.to(device), learned_from)
+        left_out = torch.from_numpy(left_out_records(chosen.training))
+        held_out = fill_memory(recipe, detector.to(device), learned_from, left_out, on_progress, is_cancelled)
         detector = detector.cpu()
     manifest = BundleManifest(
         format=FORMAT,
@@ -148,17 +140,6 @@ def _unlike_threshold(results: Sequence[AnomalyResult]) -> float | None:
     return float(np.quantile(distances, FAMILIAR_BELOW)) if distances else None
 
 
-def with_reference(manifest: BundleManifest, scores: Sequence[float], description: str) -> BundleManifest:
-    """The scores of normal images, and the image threshold that most of them stay below."""
-    if not scores:
-        return manifest
-    return replace(
-        manifest,
-        image_threshold=float(np.quantile(scores, NORMAL_IMAGES_BELOW)),
-        reference=NormalReference(description, tuple(sorted(scores))),
-    )
-
-
 def training_sources(records: Sequence[ImageRecord]) -> tuple[TrainingSource, ...]:
     """One entry for each collection, with its terms as the manifest gives them."""
     sources = []
@@ -186,17 +167,40 @@ def _as_it_will_be(
         shutil.rmtree(place, ignore_errors=True)
 
 
-def fill_memory(recipe: Recipe, detector: AnomalyDetector, prepared: PreparedImages) -> HeldOut:
-    """Fill the memory from normal images; returns what it says of each view without its original."""
+def fill_memory(
+    recipe: Recipe,
+    detector: AnomalyDetector,
+    prepared: PreparedImages,
+    left_out: Tensor,
+    on_progress: Progress | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> HeldOut:
+    """Fill the memory from normal images; returns what it says of each view without its original.
+
+    Args:
+        recipe: of the training.
+        detector: with a memory.
+        prepared: images in all their views.
+        left_out: (N, N) bool, which originals are left out for which, beside themselves.
+        on_progress: on_progress(stage, done, all).
+        is_cancelled: asked after each image, and while rows are chosen.
+    """
     sets = []
     device = detector.text_bank.device
     for abnormal in (False, True):
         chosen = prepared[prepared.abnormal == abnormal]
         images = network_input(chosen.images.float() / 255, recipe.preprocess)
-        sets.append(SupportSet(images.to(device), chosen.valid.to(device), tuple(chosen.origins.tolist())))
-    found = remember(detector, sets[0], sets[1] if len(sets[1].images) else None)
-    pixels = [f.map[valid[None]].cpu().numpy() for f, valid in zip(found, sets[0].valid, strict=True)]
-    return HeldOut([float(f.score) for f in found], np.concatenate(pixels))
+        of = chosen.origins
+        views = SupportSet(images, chosen.valid, tuple(of.tolist()), left_out[of][:, of])
+        sets.append(views._replace(images=images.to(device), valid=chosen.valid.to(device)))
+    steps = remembering(detector, sets[0], sets[1] if len(sets[1].images) else None)
+
+    def told(step: Step) -> None:
+        if on_progress is not None:
+            on_progress(step.stage, step.done, step.total)
+
+    found = run_steps(steps, told, is_cancelled)
+    return HeldOut.of(found, sets[0].valid)
 
 
 def _calibrated(
@@ -214,11 +218,8 @@ def _calibrated(
     if any(record.abnormal is False for record in chosen.validation):
         return calibrate(manifest, detector, chosen.validation, progress, is_cancelled)
     if held_out is not None:
-        words = f"{len(held_out.scores)} views of the normal images it remembers, each without itself"
-        return replace(
-            with_reference(manifest, held_out.scores, words),
-            threshold=float(np.quantile(held_out.pixels, NORMAL_PIXELS_BELOW)),
-        )
+        words = f"{len(held_out.scores)} views of the normal images it remembers. {RULE}"
+        return with_held_out(manifest, held_out, words)
     normal = [record for record in chosen.training if record.abnormal is False]
     found = calibrate(manifest, detector, normal, progress, is_cancelled)
     words = f"{len(normal)} normal images that it was trained on, so scores of others tend to be higher"

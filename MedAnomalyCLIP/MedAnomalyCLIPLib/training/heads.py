@@ -42,11 +42,11 @@ class HeadTraining:
         seed: of everything random.
     """
 
-    batches: int = 150
+    batches: int = 180
     outlined: int = 12
     painted: int = 8
     labelled: int = 12
-    epochs: int = 8
+    epochs: int = 7
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ..datasets.protocols import Fold, draw_shots, read_shot_list
 from ..datasets.records import ImageRecord
-from ..datasets.support import held_out_groups
+from ..datasets.support import left_out_records
 from ..errors import DatasetInvalid, InvalidRequest
+from ..neighbours import NEAR_MM
 from .recipe import DataPlan, Recipe
 
 
@@ -73,9 +74,14 @@ def _check_training(training: Sequence[ImageRecord], recipe: Recipe, labelled: S
         raise DatasetInvalid("There is no normal image to learn from; a detector needs some")
     if recipe.detector.memory is not None:
         normal = [record for record in training if record.abnormal is False]
-        if len(set(held_out_groups(normal))) < 2:
+        if left_out_records(normal).all(axis=1).any():
             raise DatasetInvalid(
-                "A memory needs two different normal images, to learn how much they differ; there is one"
+                "A memory needs two different normal images, to learn how much they differ; "
+                + (
+                    f"slices of one volume only differ where they lie {NEAR_MM:g} mm apart"
+                    if len(normal) > 1
+                    else "there is one"
+                )
             )
     if recipe.optimisation.epochs == 0 or recipe.painting.share > 0:
         return

@@ -72,7 +72,7 @@ class JointTraining:
         seed: of everything random.
     """
 
-    steps: int = 850
+    steps: int = 750
     outlined: int = 12
     painted: int = 10
     others: int = 10

@@ -14,6 +14,7 @@ from ..clip.towers import TappedTokens, text_side
 from ..detection import FeatureMaps
 from ..detectors.detector import Aligned, AnomalyDetector, Detection
 from ..detectors.scoring import anomaly_map, mean_patch_score, shown_share, two_class_cosines
+from ..detectors.support import FILLED, take_over
 from ..detectors.text import create_prompts, sentence_ensemble
 from ..errors import InvalidRequest
 from .batches import Batch
@@ -23,7 +24,7 @@ from .recipe import Recipe
 from .tower_cache import TowerCache
 
 # All but the first are filled from images, when everything else is learned.
-FROZEN = ("tower", "memory", "map_fusion", "score_fusion", "familiarity")
+FROZEN = ("tower", *FILLED, "familiarity")
 
 
 class Learner(nn.Module):
@@ -53,7 +54,7 @@ class Learner(nn.Module):
         self.features = features
         self.detector = AnomalyDetector(spec)
         if start is not None:
-            self._take_over(start)
+            take_over(self.detector, start)
         self.clip = clip
         self.prompts: nn.Module | None = None
         self.register_buffer("banks", None, persistent=False)
@@ -64,22 +65,6 @@ class Learner(nn.Module):
             self._make_text(names)
         self.detector.tower.requires_grad_(False)
         self.overlap_weight = OverlapWeight() if recipe.objective.modulated else None
-
-    def _take_over(self, start: AnomalyDetector) -> None:
-        """Weights and text of another detector; what support images will fill may be new.
-
-        Raises:
-            InvalidRequest: the recipe gives the detector other parts than that one has.
-        """
-        try:
-            odd = self.detector.load_state_dict(start.state_dict(), strict=False)
-        except RuntimeError as error:
-            raise InvalidRequest(f"The detector to start from is of another size: {error}") from error
-        faults = [key for key in odd.missing_keys if not key.startswith(FROZEN[1:])] + odd.unexpected_keys
-        if faults:
-            raise InvalidRequest(
-                f"The detector to start from has other parts than the recipe: {', '.join(faults[:3])}"
-            )
 
     @torch.no_grad()
     def _make_text(self, names: Sequence[str]) -> None:

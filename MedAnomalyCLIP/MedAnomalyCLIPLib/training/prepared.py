@@ -19,7 +19,6 @@ from torch import Tensor
 from ..configuration import to_mapping
 from ..datasets.planes import lesion_mask, planes_of
 from ..datasets.records import ImageRecord
-from ..datasets.support import held_out_groups
 from ..errors import Cancelled, DatasetInvalid
 from ..preprocess import PreprocessSpec, SlicePreprocessor, mask_in_square
 from ..tensor_file import write_tensors
@@ -37,8 +36,7 @@ class PreparedImages:
         masks: (N, S, S) bool, lesions.
         has_mask: (N,) bool, False for abnormal images whose lesions nobody outlined.
         abnormal: (N,) bool.
-        origins: (N,) number of the group that each one is held out with: views of one image, and images too
-            alike to test each other.
+        origins: (N,) number of the image that each one is a view of, as they were prepared.
         objects: for each image its place among the names of what images show, (N,).
     """
 
@@ -94,7 +92,7 @@ def prepare_images(
         write_tensors(file, stored)
     return PreparedImages(
         **stored,
-        origins=torch.tensor(held_out_groups(records)),
+        origins=torch.arange(len(records)),
         objects=torch.tensor(list(objects)),
     )
 

@@ -50,7 +50,7 @@ class TowerTraining:
         seed: of batches, views and sentences.
     """
 
-    steps: int = 800
+    steps: int = 700
     horizon: int = 1200
     side: int = 160
     batch_size: int = 48

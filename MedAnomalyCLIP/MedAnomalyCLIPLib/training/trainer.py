@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..bundle import Bundle
-from ..clip.towers import clip_with_state, load_clip, patch_grid
+from ..clip.towers import clip_with_state, load_clip
 from ..datasets.records import ImageRecord
 from ..detection import FeatureMaps
+from ..detectors.support import with_fitting_memory
 from ..errors import Cancelled, InvalidRequest, UnreadableImage
 from ..evaluation.metrics import ranking_figures
 from .batches import Batch, Batches, seeded_generator, with_views
@@ -178,15 +179,9 @@ class _Run:
 
     def _size_memory(self) -> None:
         """Give the memory no more rows than the normal images have patches."""
-        memory, tower = self.recipe.detector.memory, self.recipe.detector.tower
-        if memory is None:
-            return
-        grid = patch_grid(tower)
-        parts = self.recipe.detector.adapter.subdivisions**2 if memory.features == "aligned" else 1
-        patches = grid[0] * grid[1] * parts + memory.class_token
-        available = int((~self.training.abnormal).sum()) * patches
-        memory = replace(memory, rows=min(memory.rows, available))
-        self.recipe = replace(self.recipe, detector=replace(self.recipe.detector, memory=memory))
+        if self.recipe.detector.memory is not None:
+            fitting = with_fitting_memory(self.recipe.detector, int((~self.training.abnormal).sum()))
+            self.recipe = replace(self.recipe, detector=fitting)
 
     def learn(self, quiet: bool) -> None:
         """All epochs, from the checkpoint if there is one."""
