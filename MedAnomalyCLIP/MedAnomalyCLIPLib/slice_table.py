@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import DependencyMissing, GeometryRefused
@@ -64,7 +64,7 @@ class SliceRow:
 
     def as_record(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return asdict(self)
+        return dict(vars(self))  # asdict copies each number of each row, at each slice of a run
 
 
 def candidates(rows: Sequence[SliceRow], image_threshold: float | None) -> list[int]:

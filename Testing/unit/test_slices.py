@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -56,6 +56,7 @@ def parts_by_flooding(mask) -> list[set[tuple[int, int]]]:
     return parts
 
 
+@settings(deadline=None)  # scipy is imported by the first example
 @given(arrays(bool, (7, 9)), st.floats(0, 12))
 def test_exactly_the_parts_with_too_few_pixels_are_dropped(mask, pixels):
     kept = {at for part in parts_by_flooding(mask) if len(part) >= pixels for at in part}
@@ -77,6 +78,7 @@ def test_the_smallest_area_is_in_square_millimetres_of_the_plane():
 maps = arrays(np.float32, (6, 7), elements=st.floats(0, 1, width=32))
 
 
+@settings(deadline=None)
 @given(maps, arrays(bool, (6, 7)), st.floats(0.01, 1), st.floats(0, 60))
 def test_a_stored_map_gives_back_every_value_and_hides_what_does_not_count(values, valid, threshold, area):
     values[~valid] = 0
