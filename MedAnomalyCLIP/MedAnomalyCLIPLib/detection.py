@@ -15,7 +15,7 @@ import numpy as np
 
 from . import __version__
 from .bundle import Bundle, default_bundle_path
-from .errors import Cancelled, DependencyMissing, InvalidRequest
+from .errors import BundleInvalid, Cancelled, DependencyMissing, InvalidRequest
 from .geometry import SlicePlane, acquisition_axis, cut_slice, slice_count
 from .result import AnomalyResult, Provenance
 from .runtime import select_device
@@ -128,6 +128,7 @@ class SliceDetector:
 
         Raises:
             InvalidRequest: a threshold outside [0, 1], or a window that is none.
+            BundleInvalid: the network gives values that are no numbers.
         """
         limit = self.threshold if threshold is None else float(threshold)
         if not 0 <= limit <= 1:
@@ -150,6 +151,11 @@ class SliceDetector:
             features = None if self._features is None else self._features(images)
             detection = self._network(images, valid, features)
             maps, scores = detection.map.float().cpu(), detection.score.float().cpu()
+        if not (maps.isfinite().all() and scores.isfinite().all()):
+            raise BundleInvalid(
+                f"Detector {self.name!r} gives values that are no numbers: its weights are damaged, or too "
+                "large for what they are computed in; choose another detector"
+            )
         done = time.perf_counter()
         plane_maps = [
             np.where(plane.valid, self._preprocessor.map_back(network_map, item.fit), np.float32(0))
