@@ -1,6 +1,6 @@
 # make detect               detect on the CT and the MR image that pydicom ships
 # make detect IMAGE=path    detect on a file or DICOM folder of yours
-# make test                 style, types and the whole test suite
+# make test                 style, types, security and the whole test suite
 # make clean                remove the environment, results and caches
 #
 # Nothing but Python (3.10 or newer) and make is needed; everything else goes into .venv, once.
@@ -53,6 +53,7 @@ test: $(VENV)/.for-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --severity-level medium MedAnomalyCLIP
 	$(BIN)/python -m pytest
 
 clean:
