@@ -1,6 +1,6 @@
 # make detect               detect on the CT and the MR image that pydicom ships
 # make detect IMAGE=path    detect on a file or DICOM folder of yours
-# make test                 style, types and the whole test suite
+# make test                 style, types, security and the whole test suite
 # make package              the extension as an archive for Slicer's Extensions Manager, in dist/
 # make clean                remove the environment, results and caches
 #
@@ -56,6 +56,7 @@ test: $(VENV)/.for-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --recursive --severity-level medium MedAnomalyCLIP
 	$(BIN)/python -m pytest
 
 # Python alone is enough: nothing is compiled, nothing installed.

@@ -5,6 +5,7 @@ The detector is a tiny CLIP with random weights in a bundle: no test needs downl
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -110,3 +111,22 @@ def make_bundle(tmp_path, tiny_manifest):
 def tiny_bundle(make_bundle):
     """A bundle on disk whose weights are random but always the same."""
     return make_bundle()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Every way to reach another computer raises; what was tried is told at the end too."""
+    tried: list[Any] = []
+
+    def forbidden(*arguments: Any, **_options: Any) -> None:
+        tried.append(arguments)
+        raise AssertionError(f"the network was asked for: {arguments}")
+
+    for name in ("connect", "connect_ex", "bind", "sendto"):
+        monkeypatch.setattr(socket.socket, name, forbidden)
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, forbidden)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    yield tried
+    assert not tried

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +21,8 @@ import numpy as np
 from .configuration import from_mapping, to_mapping
 from .detectors.specification import DetectorSpec, PresetSpec
 from .errors import BundleInvalid, OutputFailed
-from .output_folder import take_place, writing
+from .output_folder import Staging, clear_remains, writing
+from .plain_files import read_small_file
 from .preprocess import PreprocessSpec
 from .resources import resource_path
 from .tensor_file import write_tensors
@@ -38,6 +37,7 @@ MANIFEST, WEIGHTS, CARD = "bundle.json", "weights.safetensors", "MODEL_CARD.md"
 TEXT_TOWER = "text_tower.safetensors"
 _LARGEST_MANIFEST = 4 * 2**20
 _LONGEST_CARD = 2**20
+_FLOATING = ("F", "BF")  # how safetensors names such types
 
 
 @dataclass(frozen=True)
@@ -207,10 +207,16 @@ class Bundle:
         Raises:
             BundleInvalid: the weights do not fit the network that the manifest describes.
         """
+        import torch
+
         from .detectors.detector import AnomalyDetector
 
+        where = f"{self.folder.name}/{WEIGHTS}"
+        with torch.device("meta"):  # takes no memory, however large the network would be
+            expected = AnomalyDetector(self.manifest.detector).state_dict()
+        _check_fit(expected, _stored_shapes(self.folder / WEIGHTS), where)
         detector = AnomalyDetector(self.manifest.detector)
-        _load_exactly(detector, _read_tensors(self.folder / WEIGHTS), f"{self.folder.name}/{WEIGHTS}")
+        _load_exactly(detector, _read_tensors(self.folder / WEIGHTS), where)
         return detector.eval()
 
     def encode_phrases(self, normal: Sequence[str], abnormal: Sequence[str]) -> Tensor:
@@ -278,10 +284,9 @@ def save_bundle(
         OutputFailed: the folder cannot be written.
     """
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        staging = Staging(folder.absolute())
+        partial = staging.folder
         try:
-            partial.chmod(0o755)
             size, sha256 = _write_tensors(partial / WEIGHTS, detector.state_dict())
             manifest = replace(
                 manifest, weights_bytes=size, weights_sha256=sha256, text_bytes=0, text_sha256=""
@@ -292,9 +297,9 @@ def save_bundle(
             text = json.dumps(to_mapping(manifest), indent=2)
             (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
             (partial / CARD).write_text(card, encoding="utf-8")
-            take_place(partial, folder)
+            staging.appear()
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            staging.discard()
     return Bundle(folder, manifest, card)
 
 
@@ -308,6 +313,7 @@ def check_bundle_place(folder: Path, *, overwrite: bool) -> None:
     Raises:
         OutputFailed: the place is taken, or cannot be looked at.
     """
+    clear_remains(folder.absolute())
     with writing(folder):
         present = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if present and not overwrite:
@@ -343,9 +349,7 @@ def read_manifest(folder: Path) -> BundleManifest:
     path = folder / MANIFEST
     where = f"{path.parent.name}/{path.name}"
     try:
-        if path.stat().st_size > _LARGEST_MANIFEST:
-            raise BundleInvalid(f"{where} is too large to be the description of a detector")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_small_file(path, _LARGEST_MANIFEST).decode("utf-8"))
     except OSError as error:
         raise BundleInvalid(
             f"{where} cannot be read ({error.strerror}); choose the folder of a detector"
@@ -356,10 +360,9 @@ def read_manifest(folder: Path) -> BundleManifest:
 
 
 def read_card(folder: Path) -> str:
-    """A bundle's model card, Markdown; empty when there is none. Bytes that are no UTF-8 become marks."""
+    """A bundle's model card, Markdown; empty when none can be read. Bytes that are no UTF-8 become marks."""
     try:
-        with (folder / CARD).open(encoding="utf-8", errors="replace") as file:
-            return file.read(_LONGEST_CARD)
+        return read_small_file(folder / CARD, _LONGEST_CARD).decode("utf-8", errors="replace")
     except OSError:
         return ""
 
@@ -413,17 +416,35 @@ def _load_exactly(module: Any, state: Mapping[str, Tensor], where: str) -> None:
         BundleInvalid: a tensor is missing, has no place, or is of another shape or kind.
     """
     expected = module.state_dict()
+    _check_fit(expected, {key: (tuple(v.shape), v.is_floating_point()) for key, v in state.items()}, where)
+    module.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
+
+
+def _check_fit(
+    expected: Mapping[str, Tensor], stored: Mapping[str, tuple[tuple[int, ...], bool]], where: str
+) -> None:
+    """Hold shapes, and whether values are floating, of stored tensors against those of a module."""
     wrong = [
         key
-        for key in expected.keys() | state.keys()
+        for key in expected.keys() | stored.keys()
         if key not in expected
-        or key not in state
-        or expected[key].shape != state[key].shape
-        or expected[key].is_floating_point() != state[key].is_floating_point()
+        or key not in stored
+        or (tuple(expected[key].shape), expected[key].is_floating_point()) != stored[key]
     ]
     if wrong:
         raise BundleInvalid(
             f"{len(wrong)} tensors in {where} do not fit what {MANIFEST} describes, among them "
             f"{', '.join(sorted(wrong)[:3])}"
         )
-    module.load_state_dict({key: value.to(expected[key].dtype) for key, value in state.items()})
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Shape of each tensor in a file, and whether it is floating, told from the file's header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            parts = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            return {k: (tuple(p.get_shape()), p.get_dtype().startswith(_FLOATING)) for k, p in parts.items()}
+    except (SafetensorError, OSError) as error:
+        raise BundleInvalid(f"{path.parent.name}/{path.name} cannot be read: {error}") from error

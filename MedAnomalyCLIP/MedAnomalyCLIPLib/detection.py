@@ -15,7 +15,7 @@ import numpy as np
 
 from . import __version__
 from .bundle import Bundle, NormalReference, default_bundle_path
-from .errors import Cancelled, DependencyMissing, InvalidRequest
+from .errors import BundleInvalid, Cancelled, DependencyMissing, InvalidRequest
 from .geometry import SlicePlane, acquisition_axis, cut_slice, slice_count
 from .prompt import Prompt, guess_preset
 from .result import AnomalyResult, Provenance
@@ -137,6 +137,14 @@ class SliceDetector:
         """Whether a reader's own phrases can take the place of its text."""
         return bool(self.presets) and bool(self._manifest.text_sha256)
 
+    def threshold_with(self, prompt: Prompt) -> float:
+        """The pixel threshold that goes with a prompt."""
+        return self._calibration(prompt).threshold
+
+    def title_of(self, prompt: Prompt) -> str:
+        """A prompt in words, as results tell it; empty for the text about images of any kind."""
+        return self._calibration(prompt).title
+
     def guess_preset(self, modality: str, words: str = "") -> str:
         """See `prompt.guess_preset`."""
         return guess_preset(self.presets, modality, words)
@@ -173,6 +181,7 @@ class SliceDetector:
         Raises:
             InvalidRequest: a threshold outside [0, 1], a window that is none, or a prompt that the detector
                 does not have.
+            BundleInvalid: the network gives values that are no numbers.
         """
         prompt = prompt or Prompt()
         calibration = self._calibration(prompt)
@@ -203,6 +212,11 @@ class SliceDetector:
             detection = self._network(images, valid, features, self._text(prompt))
             maps, scores = detection.map.float().cpu(), detection.score.float().cpu()
             unlike = [None] * len(planes) if detection.unlikeness is None else detection.unlikeness.tolist()
+        if not (maps.isfinite().all() and scores.isfinite().all()):
+            raise BundleInvalid(
+                f"Detector {self.name!r} gives values that are no numbers: its weights are damaged, or too "
+                "large for what they are computed in; choose another detector"
+            )
         done = time.perf_counter()
         plane_maps = [
             np.where(plane.valid, self._preprocessor.map_back(network_map, item.fit), np.float32(0))

@@ -17,6 +17,7 @@ import numpy as np
 from .dicom_header import DISCRIMINATORS, SAME_DIRECTION, FramePlaces, ImageHeader, read_header
 from .dicom_pixels import read_frames, stack_values
 from .errors import GeometryRefused, InvalidRequest, SeriesAmbiguous, UnreadableImage, UnsupportedImage
+from .limits import VARIABLE, limits
 from .volume import (
     RAS_FROM_LPS,
     InputSummary,
@@ -27,9 +28,6 @@ from .volume import (
     recognise,
     shown_name,
 )
-
-MAX_FILES = 20_000
-"""Most files that a folder may hold; beyond it the user has pointed at an archive, not at a study."""
 
 _SAME_PLACE = 1e-3  # mm
 _UNEVEN = (0.002, 0.01)  # mm, and share of a step: how far a slice may lie from its place in a regular grid
@@ -179,10 +177,10 @@ def _files_by_content(folder: Path) -> tuple[list[Path], list[Path]]:
     for place, folders, names in os.walk(folder):
         folders.sort()
         seen += len(names)
-        if seen > MAX_FILES:
+        if seen > limits().folder_files:
             raise InvalidRequest(
-                f"{shown_name(folder)} holds more than {MAX_FILES:,} files: "
-                "give the folder of one study or series"
+                f"{shown_name(folder)} holds more than {limits().folder_files:,} files: "
+                f"give the folder of one study or series; {VARIABLE} moves the limit"
             )
         for path in (Path(place, name) for name in sorted(names)):
             if path.is_file():

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .dicom_pixels import functional_group, open_dataset
-from .volume import header_body_part, header_modality, reading
+from .errors import UnreadableImage
+from .volume import check_size, header_body_part, header_modality, reading
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -139,7 +140,7 @@ def read_header(path: Path) -> ImageHeader | None:
         modality = header_modality(str(dataset.get("Modality") or ""))
         if not (dataset.get("Rows") and dataset.get("Columns")) or modality in _NO_PICTURES:
             return None
-        frames = int(dataset.get("NumberOfFrames") or 1)
+        frames = _checked_frames(dataset, path)
         measures: Any = functional_group(dataset, 0, "PixelMeasuresSequence") or dataset
         spacing, aspect = _pixel_spacing(dataset, measures)
         step = _slice_step_stated(measures)
@@ -163,6 +164,18 @@ def read_header(path: Path) -> ImageHeader | None:
             discriminators=tuple(str(dataset.get(keyword) or "") for keyword in DISCRIMINATORS),
             problem=_problem(dataset, spacing) or (places.problem() if places else ""),
         )
+
+
+def _checked_frames(dataset: Dataset, path: Path) -> int:
+    """How many frames the file claims; refused before anything is made for each of them.
+
+    A frame takes at least a byte, also where it is compressed.
+    """
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    check_size(path, frames * int(dataset.Rows) * int(dataset.Columns))
+    if not 1 <= frames <= path.stat().st_size:
+        raise UnreadableImage(f"{path.name} states {frames:,} frames, which it cannot hold")
+    return frames
 
 
 def _problem(dataset: Dataset, spacing: tuple[float, float] | None) -> str:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .dicom_deflated import check_deflated
 from .errors import DependencyMissing, UnreadableImage, UnsupportedImage
+from .plain_files import BoundedFile
 from .volume import reading, rescaled, shown_name
 
 if TYPE_CHECKING:
@@ -46,7 +48,9 @@ def open_dataset(path: Path, tags: Sequence[str] | None = None) -> Dataset:
     from pydicom import dcmread, uid
 
     only = None if tags is None else list(tags)
-    dataset = dcmread(path, force=True, stop_before_pixels=tags is not None, specific_tags=only)
+    with BoundedFile(path) as file:
+        check_deflated(file, shown_name(path))
+        dataset = dcmread(file, force=True, stop_before_pixels=tags is not None, specific_tags=only)
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little = dataset.original_encoding
         plain = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian

@@ -72,7 +72,13 @@ class ResultWriter:
     """
 
     def __init__(
-        self, folder: Path | str, volume: Volume, *, requested: int | None = None, overwrite: bool = False
+        self,
+        folder: Path | str,
+        volume: Volume,
+        *,
+        requested: int | None = None,
+        window: tuple[float, float] | None = None,
+        overwrite: bool = False,
     ) -> None:
         """Claims the folder; detection is too slow to learn at its end that nothing can be written.
 
@@ -80,12 +86,14 @@ class ResultWriter:
             folder: results go here; made when missing, refused when it holds results already.
             volume: the image that the results will come from.
             requested: number of slices that will come, None when not known.
+            window: that was asked for, for the manifest; None for the detector's own rules.
             overwrite: replace the results of an earlier run.
         """
         self.folder = Path(folder).absolute()
         self.manifest: dict[str, Any] = {}
         self._volume = volume
         self._requested = requested
+        self._window = window
         self._records: list[dict[str, Any]] = []
         self._files: list[str] = []
         self._notes: list[str] = []
@@ -195,15 +203,8 @@ class ResultWriter:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "software": _describe_software(),
             **self._run,
-            "input": {
-                "description": volume.source,
-                "modality": volume.modality,
-                "units": volume.units,
-                "size_ijk": list(volume.size),
-                "spacing_mm": [round(s, 6) for s in volume.spacing],
-                "spacing_known": volume.spacing_known,
-                "ijk_to_ras": volume.ijk_to_ras.tolist(),
-            },
+            "input": describe_input(volume),
+            "window_requested": self._window and [float(edge) for edge in self._window],
             "slices_requested": self._requested,
             "slices": self._records,
             "notes": self._notes,
@@ -262,6 +263,19 @@ class ResultWriter:
                 peak = {"peak_r_mm": r, "peak_a_mm": a, "peak_s_mm": s}
                 table.writerow({**record, **peak, "notice": RESEARCH_USE_ONLY})
         self._files.append(name)
+
+
+def describe_input(volume: Volume) -> dict[str, Any]:
+    """What `result.json` says of the image; nothing that identifies the patient."""
+    return {
+        "description": volume.source,
+        "modality": volume.modality,
+        "units": volume.units,
+        "size_ijk": list(volume.size),
+        "spacing_mm": [round(s, 6) for s in volume.spacing],
+        "spacing_known": volume.spacing_known,
+        "ijk_to_ras": volume.ijk_to_ras.tolist(),
+    }
 
 
 def _segment_fields(mask: np.ndarray, ijk_to_ras: np.ndarray) -> dict[str, str]:

@@ -5,15 +5,23 @@ A place and the name of its manifest in; a staging folder to write into out, whi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .errors import OutputFailed
+from .limits import limits
+from .plain_files import read_small_file
+
+_PARTIAL, _OLD, _LOCK = ".partial", ".old", ".lock"
 
 
 class OutputFolder:
@@ -39,10 +47,11 @@ class OutputFolder:
         """
         self.place = Path(place).absolute()
         self._manifest, self._overwrite = manifest, overwrite
+        clear_remains(self.place)
         self._check_place()
-        self.staging = self.place.with_name(f".{self.place.name}.{uuid.uuid4().hex[:8]}.partial")
         with writing(self.place):
-            self.staging.mkdir(parents=True)
+            self._staging = Staging(self.place)
+        self.staging = self._staging.folder
 
     def __enter__(self) -> OutputFolder:
         return self
@@ -60,11 +69,11 @@ class OutputFolder:
         """Let the results take their place; earlier ones go only when these are there."""
         self._check_place()
         with writing(self.place):
-            take_place(self.staging, self.place)
+            self._staging.appear()
 
     def discard(self) -> None:
         """Remove what was staged, if it has not appeared."""
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self._staging.discard()
 
     def _check_place(self) -> None:
         """Raise unless the place is free, or holds old results and nothing else that would be lost."""
@@ -76,9 +85,8 @@ class OutputFolder:
         if not self._overwrite:
             raise OutputFailed(f"{name} exists already; use --overwrite, or another --output")
         try:
-            manifest = json.loads((self.place / self._manifest).read_text(encoding="utf-8"))
-            ours = set(manifest["files"])
-        except (OSError, ValueError, KeyError, TypeError):
+            ours = set(read_result_manifest(self.place / self._manifest)["files"])
+        except (OutputFailed, TypeError):
             ours = set()
         foreign = [file for file in present if file not in ours]
         if foreign:
@@ -88,18 +96,103 @@ class OutputFolder:
             )
 
 
-def take_place(staging: Path, place: Path) -> None:
-    """Give a finished folder its name; one that was there goes only when the new one is in its place."""
-    old = staging.with_name(f"{staging.name}.old")
-    if place.exists():
-        place.replace(old)
+def read_result_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of an earlier run's results.
+
+    Raises:
+        OutputFailed: there is none that can be read.
+    """
     try:
-        staging.replace(place)
-    except OSError:
-        if old.exists():
-            old.replace(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+        manifest = json.loads(read_small_file(path, limits().text_bytes).decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputFailed(f"{path.parent.name} holds no {path.name} that can be read") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), list):
+        raise OutputFailed(f"{path.parent.name}/{path.name} does not say which files it comes with")
+    return manifest
+
+
+class Staging:
+    """A folder beside a place, to write into, which takes the place at the end.
+
+    A lock beside it is held for as long as its process lives, however that ends; so what a killed run left is
+    told from what another run is writing, and cleared up by the next run for the same place.
+
+    Attributes:
+        folder: to write into.
+    """
+
+    def __init__(self, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        clear_remains(place)
+        name = f"{_stem(place)}.{uuid.uuid4().hex[:8]}"
+        self._place = place
+        self._lock_file = place.with_name(f"{name}{_LOCK}")
+        self._lock = _locked(self._lock_file)
+        self.folder = place.with_name(f"{name}{_PARTIAL}")
+        try:
+            self.folder.mkdir()
+        except OSError:
+            self.discard()
+            raise
+
+    def appear(self) -> None:
+        """Take the place; what was there goes only when the new is in its place."""
+        old = self.folder.with_name(f"{self.folder.name}{_OLD}")
+        if self._place.exists():
+            self._place.replace(old)
+        try:
+            self.folder.replace(self._place)
+        except OSError:
+            if old.exists():
+                old.replace(self._place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove what has not appeared, and let go of the lock."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        with suppress(OSError):
+            self._lock_file.unlink(missing_ok=True)
+
+
+def clear_remains(place: Path) -> None:
+    """Remove what killed runs left beside a place, and put back results that one of them had moved away.
+
+    Whatever a run that still lives is writing is left alone.
+    """
+    stem = f"{_stem(place)}."
+    with suppress(OSError):
+        beside = sorted(path for path in place.parent.iterdir() if path.name.startswith(stem))
+        for lock_file in {path.with_name(f"{path.name[: len(stem) + 8]}{_LOCK}") for path in beside}:
+            lock = _locked(lock_file)
+            if lock is None:
+                continue
+            old = lock_file.with_name(lock_file.name.replace(_LOCK, f"{_PARTIAL}{_OLD}"))
+            if old.exists() and not place.exists():
+                old.replace(place)
+            shutil.rmtree(old, ignore_errors=True)
+            shutil.rmtree(lock_file.with_name(lock_file.name.replace(_LOCK, _PARTIAL)), ignore_errors=True)
+            lock.release()
+            with suppress(OSError):
+                lock_file.unlink(missing_ok=True)
+
+
+def _stem(place: Path) -> str:
+    """Beginning of the names of all that is written for a place; short, since names have a longest length."""
+    return f".{place.name[:40]}-{hashlib.sha256(place.name.encode(errors='replace')).hexdigest()[:8]}"
+
+
+def _locked(path: Path) -> FileLock | None:
+    """A lock on a file, None where another process has it, or the file system knows no locks."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError):
+        return None
+    return lock
 
 
 @contextmanager

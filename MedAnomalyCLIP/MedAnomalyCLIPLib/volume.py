@@ -26,11 +26,9 @@ from .errors import (
     UnreadableImage,
     UnsupportedImage,
 )
+from .limits import VARIABLE, limits
 
 Warp = Callable[[np.ndarray], np.ndarray]
-
-MAX_VOXELS = 2**31
-"""Largest image that is read. Headers of damaged files claim more, and would exhaust the memory."""
 
 READABLE_FORMATS = "DICOM, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF and BMP"
 
@@ -250,10 +248,11 @@ def check_size(path: Path, voxels: int) -> None:
         path: the file, for the message.
         voxels: number of values that the header claims.
     """
-    if voxels > MAX_VOXELS:
+    largest = limits().image_voxels
+    if voxels > largest:
         raise UnsupportedImage(
-            f"{shown_name(path)} claims {voxels:,} voxels, more than the {MAX_VOXELS:,} that are read: "
-            "the file is damaged, or has to be cropped or downsampled first"
+            f"{shown_name(path)} claims {voxels:,} voxels, more than the {largest:,} that are read: "
+            f"the file is damaged, or has to be cropped or downsampled first; {VARIABLE} moves the limit"
         )
 
 

@@ -1,4 +1,4 @@
-"""Volume files, NIfTI, NRRD and MetaImage, read through SimpleITK.
+"""Volume files: NIfTI, read here with SimpleITK's help for its header, NRRD and MetaImage.
 
 A path and the format that its content shows in, `Volume` or `InputSummary` out; used by `volume.py` only.
 """
@@ -6,11 +6,8 @@ A path and the format that its content shows in, `Volume` or `InputSummary` out;
 from __future__ import annotations
 
 import gzip
-import re
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from struct import unpack_from
 from typing import Any
@@ -19,40 +16,17 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .errors import GeometryRefused, UnreadableImage, UnsupportedImage
+from .metaimage import read_metaimage_header
+from .nrrd import read_nrrd_header
+from .stored_voxels import StoredVoxels
+from .text_header import HeaderFault, VolumeHeader, check_components, spatial_sizes
 from .volume import RAS_FROM_LPS, InputSummary, Volume, assemble, check_size, reading, rescaled, shown_name
 
-_READERS = {"NIfTI": "NiftiImageIO", "NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
-_SPACING_KEYS = {
-    "NRRD": rb"(?m)^space directions:|^spacings:",
-    "MetaImage": rb"(?m)^\s*Element(Spacing|Size)\s*=",
-}
 _NIFTI_TYPES = {
     **{2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 128: "u1"},
     **{256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"},
 }
 _NIFTI_RGB = 128
-_HEADER_BYTES = 1 << 16
-_CHUNK = 1 << 20
-_CHUNKS_TO_THE_END = 64  # more than any trailer, less than a file made to unpack without end
-
-
-@dataclass(frozen=True, eq=False)
-class _Header:
-    """A volume file opened by SimpleITK, pixels not yet read.
-
-    Attributes:
-        kind: "NIfTI", "NRRD" or "MetaImage".
-        reader: SimpleITK's ImageFileReader.
-        size: number of voxels along I, J and K.
-        ijk_to_ras: 4x4, mm.
-        spacing_known: whether the header states a spacing.
-    """
-
-    kind: str
-    reader: Any
-    size: tuple[int, int, int]
-    ijk_to_ras: np.ndarray
-    spacing_known: bool
 
 
 def read_volume_file(path: Path, kind: str, *, modality: str) -> Volume:
@@ -64,17 +38,11 @@ def read_volume_file(path: Path, kind: str, *, modality: str) -> Volume:
         modality: what the caller says it shows; these formats do not tell.
     """
     header = _open(path, kind)
-    detached = path.suffix.lower() in (".mhd", ".nhdr", ".hdr")
-    what = f"{header.kind} with its data in a file beside it" if detached else header.kind
-    with reading(path, what), _quiet_itk() as sitk:
-        if header.kind == "NIfTI":
-            voxels = _nifti_voxels(path, header)
-        else:
-            if header.kind == "MetaImage":
-                _check_metaimage(path)
-            voxels = sitk.GetArrayFromImage(header.reader.Execute())
-            i, j, k = header.size
-            voxels = voxels.reshape((k, j, i, *voxels.shape[header.reader.GetDimension() :]))
+    what = f"{header.kind} with its data in a file beside it" if header.detached else header.kind
+    with reading(path, what):
+        voxels = header.voxels.read()
+        if header.scale is not None:
+            voxels = rescaled(voxels, *header.scale)
     return assemble(
         path,
         voxels,
@@ -93,12 +61,24 @@ def summarise_volume_file(path: Path, kind: str) -> InputSummary:
     return InputSummary("", f"{header.kind} volume", "", header.size, spacing, header.spacing_known)
 
 
-def _open(path: Path, kind: str) -> _Header:
-    name = shown_name(path)
+def _open(path: Path, kind: str) -> VolumeHeader:
     kind = _checked_name(path, kind)
-    with reading(path, kind), _quiet_itk() as sitk:
+    read = {"NIfTI": _read_nifti_header, "NRRD": read_nrrd_header, "MetaImage": read_metaimage_header}[kind]
+    with reading(path, kind):
+        try:
+            header = read(path)
+        except HeaderFault as error:
+            raise UnreadableImage(f"{shown_name(path)} cannot be read as {kind}: {error}") from error
+        check_size(path, int(np.prod(header.voxels.shape, dtype=object)))
+    return header
+
+
+def _read_nifti_header(path: Path) -> VolumeHeader:
+    """What a NIfTI file says, as ITK understands it and as its own numbers have it."""
+    name = shown_name(path)
+    with _quiet_itk() as sitk:
         reader = sitk.ImageFileReader()
-        reader.SetImageIO(_READERS[kind])
+        reader.SetImageIO("NiftiImageIO")
         reader.SetFileName(str(path))
         try:
             reader.ReadImageInformation()
@@ -109,19 +89,27 @@ def _open(path: Path, kind: str) -> _Header:
                     "from NIfTI: save it as NRRD, or resample it to a rectangular grid first"
                 ) from error
             raise
-        size = [*reader.GetSize(), 1][:3] if reader.GetDimension() == 2 else list(reader.GetSize())
-        if any(count != 1 for count in size[3:]):
-            raise UnsupportedImage(
-                f"{name} has {len(size)} dimensions ({' x '.join(map(str, size))}): several volumes, for "
-                "example time points. Save the one to look at as a file of its own"
-            )
-        _check_pixels(name, reader, sitk)
-        check_size(path, int(np.prod(size, dtype=object)) * reader.GetNumberOfComponents())
-        matrix = _matrix(reader)
-        if kind == "NIfTI":
-            matrix = _checked_against_nifti(name, matrix, size[:3], reader)
-        known = kind not in _SPACING_KEYS or re.search(_SPACING_KEYS[kind], _text_header(path)) is not None
-    return _Header(kind, reader, (size[0], size[1], size[2]), matrix, known)
+        size = spatial_sizes(name, list(reader.GetSize()))
+        components, pixel = reader.GetNumberOfComponents(), reader.GetPixelIDValue()
+        is_colour = components == 3 and pixel == sitk.sitkVectorUInt8
+        numbers = 2 if pixel in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64) else components
+        stored = np.dtype(np.uint8) if is_colour else np.dtype(np.float64)
+        check_components(name, numbers, stored, sitk.GetPixelIDValueAsString(pixel))
+        matrix = _checked_against_nifti(name, _matrix(reader), list(size), reader)
+    code, order, offset, slope, intercept = _nifti_layout(path)
+    detached = path.suffix.lower() == ".hdr"
+    data = path.with_suffix(".img") if detached else path
+    compressed = data.is_file() and _is_gzip(data)
+    i, j, k = size
+    voxels = StoredVoxels(
+        files=(data,),
+        dtype=np.dtype(order + _NIFTI_TYPES[code]),
+        shape=(k, j, i, 3) if code == _NIFTI_RGB else (k, j, i),
+        packing="zlib" if compressed else "",
+        skip=offset,
+    )
+    scaled = code != _NIFTI_RGB and slope != 0 and np.isfinite([slope, intercept]).all()
+    return VolumeHeader("NIfTI", size, matrix, True, voxels, (slope, intercept) if scaled else None, detached)
 
 
 def _checked_name(path: Path, kind: str) -> str:
@@ -144,20 +132,6 @@ def _checked_name(path: Path, kind: str) -> str:
                 f"{path.name} holds {packed} NIfTI image; rename it so that it ends in {ending[0]}"
             )
     return plain
-
-
-def _check_pixels(name: str, reader: Any, sitk: Any) -> None:
-    """Take one real number per voxel, or RGB in 8 bits; a field of three floats is no colour."""
-    components = reader.GetNumberOfComponents()
-    pixel = reader.GetPixelID()
-    if components == 1 and pixel not in (sitk.sitkComplexFloat32, sitk.sitkComplexFloat64):
-        return
-    if components == 3 and pixel == sitk.sitkVectorUInt8:
-        return
-    raise UnsupportedImage(
-        f"{name} has {components} values per voxel ({sitk.GetPixelIDValueAsString(pixel)}): only one real "
-        "number, or red, green and blue in 8 bits, can be used"
-    )
 
 
 def _matrix(reader: Any) -> np.ndarray:
@@ -231,82 +205,19 @@ def _nifti_matrices(reader: Any) -> list[np.ndarray]:
     return matrices
 
 
-def _nifti_voxels(path: Path, header: _Header) -> np.ndarray:
-    """(K, J, I) voxels, or (K, J, I, 3) colour, of a NIfTI image.
-
-    ITK is not asked for them: it fills files that are cut short with zeros, damaged ones with what it has,
-    and puts zeros in the place of NaN, all without a word.
-    """
-    data = path.with_suffix(".img") if path.suffix.lower() == ".hdr" else path
-    with _opened(path) as file:
-        head = file.read(348)
-    code, order, offset, slope, intercept = _nifti_layout(head)
-    i, j, k = header.size
-    voxels = np.empty((k, j, i, 3) if code == _NIFTI_RGB else (k, j, i), order + _NIFTI_TYPES[code])
-    with _opened(data) as file:
-        file.seek(offset)
-        _fill(voxels, file, data.name)
-    if code == _NIFTI_RGB or slope == 0 or not np.isfinite([slope, intercept]).all():
-        return voxels
-    return rescaled(voxels, slope, intercept)
-
-
-def _nifti_layout(head: bytes) -> tuple[int, str, int, float, float]:
+def _nifti_layout(path: Path) -> tuple[int, str, int, float, float]:
     """Type code, byte order, offset of the voxels, slope and intercept."""
+    with gzip.open(path) if _is_gzip(path) else path.open("rb") as file:
+        head = file.read(348)
     order = "<" if unpack_from("<i", head)[0] == 348 else ">"  # the header begins with its own length
     (code,) = unpack_from(f"{order}h", head, 70)
     offset, slope, intercept = unpack_from(f"{order}3f", head, 108)
     return code, order, int(offset), slope, intercept
 
 
-def _fill(voxels: np.ndarray, file: Any, name: str) -> None:
-    """Read an array from a file, and on to its end, where the checksum of a compressed file lies."""
-    space = memoryview(voxels.reshape(-1).view(np.uint8))
-    filled = 0
-    while filled < len(space):
-        count = file.readinto(space[filled : filled + _CHUNK])
-        if not count:
-            raise UnreadableImage(
-                f"{name} is cut short: it holds {filled:,} of {len(space):,} bytes of voxels"
-            )
-        filled += count
-    for _ in range(_CHUNKS_TO_THE_END):
-        if not file.read(_CHUNK):
-            break
-
-
-def _opened(path: Path) -> Any:
-    """A file opened for reading, unpacked on the way if it is compressed."""
+def _is_gzip(path: Path) -> bool:
     with path.open("rb") as file:
-        compressed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if compressed else path.open("rb")
-
-
-def _check_metaimage(path: Path) -> None:
-    """Refuse damaged compressed data, which ITK lets pass with whatever was in memory."""
-    text = _text_header(path)
-    data = re.search(rb"(?m)^\s*ElementDataFile\s*=\s*(\S+)[ \t]*\r?\n?", text)
-    if data and re.search(rb"(?mi)^\s*CompressedData\s*=\s*True", text):
-        local = data[1].upper() == b"LOCAL"
-        _check_zlib_stream(path if local else path.parent / data[1].decode(), data.end() if local else 0)
-
-
-def _check_zlib_stream(path: Path, offset: int) -> None:
-    """Unpack a zlib stream to nowhere; raises when it is damaged or ends early."""
-    stream = zlib.decompressobj()
-    with path.open("rb") as file:
-        file.seek(offset)
-        for chunk in iter(lambda: file.read(_CHUNK), b""):
-            while chunk:
-                stream.decompress(chunk, _CHUNK)
-                chunk = stream.unconsumed_tail
-    if not stream.eof:
-        raise UnreadableImage(f"{path.name} is cut short: its compressed data ends too early")
-
-
-def _text_header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_HEADER_BYTES)
+        return file.read(2) == b"\x1f\x8b"
 
 
 @contextmanager

@@ -15,7 +15,6 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from MedAnomalyCLIPLib import volume as volume_module
 from MedAnomalyCLIPLib.errors import (
     GeometryRefused,
     InvalidRequest,
@@ -140,7 +139,7 @@ def test_a_compressed_nifti_under_another_name_asks_to_be_renamed(tmp_path, endi
 
 
 def test_a_folder_of_too_many_files_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("MedAnomalyCLIPLib.dicom.MAX_FILES", 3)
+    monkeypatch.setenv("MEDANOMALYCLIP_LIMITS", "folder_files=3")
     for index in range(4):
         (tmp_path / f"{index}").touch()
     with pytest.raises(InvalidRequest, match="more than 3 files"):
@@ -362,7 +361,7 @@ def test_a_nifti_whose_place_cannot_be_trusted_is_refused(tmp_path, header, mess
 
 def test_the_limit_on_size_is_held_against_the_header_and_not_the_data(tmp_path, monkeypatch):
     path = make(tmp_path / "d.dcm", ramp())
-    monkeypatch.setattr(volume_module, "MAX_VOXELS", 19)
+    monkeypatch.setenv("MEDANOMALYCLIP_LIMITS", "image_voxels=19")
     with pytest.raises(UnsupportedImage, match="claims 20 voxels"):
         read_volume(path)
 

@@ -171,3 +171,10 @@ def test_the_bar_shows_terms_to_those_who_watch(tmp_path, monkeypatch, capsys, q
     said = capsys.readouterr().err
     assert ("adapters" in said and "loss=0.0625" in said) == shown
     assert bool(said) == shown
+
+
+def test_a_validation_that_is_told_again_keeps_the_header_of_its_table(tmp_path):
+    for _ in range(2):  # the second run was killed behind its first validation, and goes on with it
+        with TrainingLog(tmp_path, 4, quiet=True) as log:
+            log.figures(2, {"auroc": 0.5})
+    assert (tmp_path / "validation.csv").read_text() == "step,auroc\n2,0.5\n"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Cancelled, InvalidRequest, MedAnomalyCLIPError
+from ..errors import Cancelled, InvalidRequest, MedAnomalyCLIPError, OutputFailed
 from .options import DetectorLoader, fraction
 from .terminal import (
     EPILOG,
@@ -79,7 +79,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add("--output", type=Path, required=True, metavar="DIR", help="where the result folders go")
-    add("--overwrite", action="store_true", help="replace the results of an earlier run")
+    earlier = detect.add_mutually_exclusive_group()
+    earlier.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")
+    earlier.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out images whose results are there, whole and by the same detector and settings, as "
+        "after a run that was ended",
+    )
     add("--json", action="store_true", help="print one JSON object instead of lines")
     add("--quiet", action="store_true", help="print errors only")
     detect.set_defaults(run=run)
@@ -141,12 +148,16 @@ def _detect_volume(
     arguments: argparse.Namespace,
     is_stopped: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Detects and writes the wanted slices of one image; returns the manifest, empty when none was done."""
+    """Detects and writes the wanted slices of one image; returns the manifest, empty when none was done.
+
+    With --resume, the manifest of an earlier run that answers, with "resumed": true.
+    """
     from tqdm import tqdm
 
     from ..detection import detect_slices
     from ..export import ResultWriter
     from ..geometry import resolve_axis, slice_count
+    from ..resume import answers, earlier_results
 
     axis = resolve_axis(volume, arguments.axis or "acquisition")
     count = slice_count(volume, axis)
@@ -158,15 +169,37 @@ def _detect_volume(
                 f"{name}: slice {indices[0]} of 0 to {count - 1}, the middle one; see --slice and --all",
                 file=sys.stderr,
             )
-    writer = ResultWriter(folder, volume, requested=len(indices), overwrite=arguments.overwrite)
+    window = tuple(arguments.window) if arguments.window else None
     prompt = _prompt(detector, volume, name, arguments)
+    overwrite = arguments.overwrite
+    if arguments.resume and (earlier := earlier_results(folder)) is not None:
+        limit = detector.threshold_with(prompt) if arguments.threshold is None else arguments.threshold
+        same = answers(
+            earlier,
+            volume=volume,
+            provenance=detector.provenance,
+            threshold=limit,
+            window=window,
+            prompt=detector.title_of(prompt),
+            axis=axis,
+            indices=indices,
+        )
+        if not same:
+            raise OutputFailed(
+                f"{folder.name} holds results of another image, detector or settings; "
+                "use --overwrite, or another --output"
+            )
+        if earlier.get("complete"):
+            return {**earlier, "resumed": True}
+        overwrite = True
+    writer = ResultWriter(folder, volume, requested=len(indices), window=window, overwrite=overwrite)
     found = detect_slices(
         detector,
         volume,
         axis=axis,
         indices=indices,
         threshold=arguments.threshold,
-        window=tuple(arguments.window) if arguments.window else None,
+        window=window,
         prompt=prompt,
         is_cancelled=is_stopped,
     )
@@ -222,6 +255,8 @@ def _line(result: dict[str, Any]) -> str:
     place = f"{top['view'].lower()} slice {top['index']}"
     if len(slices) > 1:
         place += f" (highest of {len(slices)})"
+    if result.get("resumed"):
+        place += " (done before)"
     if not result["complete"]:
         place += f" (stopped: {len(slices)} of {result['slices_requested']} done)"
     percentile = "–" if top["percentile"] is None else f"{top['percentile']:.0f}"

@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from ..errors import BundleInvalid
 
 ACTIVATIONS = ("gelu", "quick_gelu")
+LARGEST = {
+    **{"image_size": 2048, "conv_stem": 2**14, "channels": 2**14, "width": 2**14, "smoothing": 256},
+    **{"length": 1024, "deep_length": 1024, "deep_depth": 256, "depth": 256, "blocks": 256},
+    **{"levels": 10**5, "count": 10**4, "rows": 10**8},
+}
 
 
 @dataclass(frozen=True)
@@ -43,3 +48,22 @@ class TowerSpec:
             raise BundleInvalid(f"Taps must be ascending layer numbers from 1, not {self.taps}")
         if self.image_size < 1:
             raise BundleInvalid(f"The input size must be positive, not {self.image_size}")
+        check_sizes(image_size=self.image_size, conv_stem=max(self.conv_stem, default=1))
+        if min(self.conv_stem, default=1) < 1:
+            raise BundleInvalid("Each convolution of a stem needs at least one channel")
+
+
+def check_sizes(**sizes: float) -> None:
+    """Refuse numbers of a detector that no network has, before anything of that size is made.
+
+    Args:
+        sizes: names of `LARGEST` and what a description says of them.
+
+    Raises:
+        BundleInvalid: one is larger.
+    """
+    for name, size in sizes.items():
+        if size > LARGEST[name]:
+            raise BundleInvalid(
+                f"{name} of the detector is {size:g}; more than {LARGEST[name]:,} is not built"
+            )

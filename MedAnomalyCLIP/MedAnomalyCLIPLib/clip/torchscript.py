@@ -7,6 +7,7 @@ Here the code is never looked at: of the pickled module, only tensors and plain 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import pickle
 import pickletools
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UnreadableImage
+from ..limits import limits
 
 _LARGEST_PICKLE = 64 * 2**20  # OpenAI's have half a megabyte; tensors lie in files of their own
 _PLAIN = {
@@ -62,7 +64,11 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return dict(_tensors(_Reader(archive).read(), "", set()))
+            found = _tensors(_Reader(archive).read(), "", set())
+            tensors = dict(itertools.islice(found, limits().weights_names + 1))
+        if len(tensors) > limits().weights_names:
+            raise UnreadableImage(f"it has more than {limits().weights_names:,} tensors")
+        return tensors
     except UnreadableImage as error:
         raise UnreadableImage(f"{path.name} was not read: {error}") from error
     # A damaged pickle can fail in any of these ways, a damaged archive in the first three.

@@ -8,6 +8,7 @@ reading them to fall back to.
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UnreadableImage
+from ..limits import VARIABLE, limits
+from ..plain_files import BoundedFile
 from .torchscript import is_torchscript, read_torchscript
 
+_DEEPEST = 32  # dictionaries in each other
 # What OpenAI's archives hold beside weights, and a mask that is made anew from the length of the text.
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")
 
@@ -35,7 +39,9 @@ def read_weights(path: Path) -> dict[str, Any]:
     if is_torchscript(path):
         return dict(read_torchscript(path))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _loaded(path)
+    except UnreadableImage:
+        raise
     except Exception as error:  # torch raises many kinds for a damaged file
         raise UnreadableImage(
             f"{path.name} is not a file of weights that can be read safely: {_reason(error)}"
@@ -48,7 +54,7 @@ def read_weights(path: Path) -> dict[str, Any]:
 def flattened(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors of nested dictionaries under names joined by dots, and the names of all that is no tensor."""
     tensors, others = {}, []
-    for name, value in _leaves(content, ""):
+    for name, value in _leaves(content):
         if isinstance(value, Tensor):
             tensors[name] = value
         else:
@@ -83,12 +89,43 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise UnreadableImage(f"{path.name} cannot be read: {error}") from error
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _leaves(part, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
+def _loaded(path: Path) -> Any:
+    """What torch makes of a file of its own, without running anything that is in it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+        # torch never compresses, but unpacks what others did.
+        claimed = sum(entry.file_size for entry in entries)
+        if any(e.compress_type != zipfile.ZIP_STORED for e in entries) or claimed > path.stat().st_size:
+            raise UnreadableImage(
+                f"{path.name} is compressed, which files of weights are not; nothing was unpacked"
+            )
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with BoundedFile(path) as file:
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _leaves(content: Any) -> Iterator[tuple[str, Any]]:
+    """Names, joined by dots, and values of nested dictionaries, in their order.
+
+    Raises:
+        UnreadableImage: they are deeper, or hold more, than weights do; one may hold itself.
+    """
+    waiting: list[tuple[str, Any, int]] = [("", content, 0)]
+    seen = 0
+    while waiting:
+        name, value, depth = waiting.pop()
+        seen += 1
+        if depth > _DEEPEST or seen > limits().weights_names:
+            raise UnreadableImage(
+                f"The file holds dictionaries in each other more than {_DEEPEST} deep, or more than "
+                f"{limits().weights_names:,} values, which weights do not; {VARIABLE} moves the second limit"
+            )
+        if isinstance(value, Mapping):
+            parts = [(f"{name}.{key}" if name else str(key), part, depth + 1) for key, part in value.items()]
+            waiting.extend(reversed(parts))
+        else:
+            yield name, value
 
 
 def _reason(error: Exception) -> str:

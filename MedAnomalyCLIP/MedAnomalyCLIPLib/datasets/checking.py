@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,8 +108,9 @@ def check_records(
     for done, (path, shown) in enumerate(files.items(), start=1):
         if is_cancelled is not None and is_cancelled():
             raise Cancelled(f"Stopped after {done - 1} of {len(files)} files")
-        if path.is_file():
-            hashes[file_sha256(path)].append(path)
+        with suppress(OSError):  # of what cannot be read, `_check_file` tells
+            if path.is_file():
+                hashes[file_sha256(path)].append(path)
         _check_file(shown, faults)
         if on_progress is not None:
             on_progress(done, len(files))

@@ -16,6 +16,8 @@ import numpy as np
 
 from ..errors import DatasetInvalid
 from ..geometry import acquisition_axis
+from ..limits import limits
+from ..plain_files import read_small_file
 from ..volume import read_volume
 from .planes import read_mask
 from .records import ImageRecord, read_manifest
@@ -132,7 +134,7 @@ def read_json_lines(path: Path, *, modality: str = "", body_part: str = "") -> l
     folder_name = path.resolve().parents[1 if beside.is_dir() else 0].name
     records = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_small_file(path, limits().text_bytes).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetInvalid(f"{path.name} cannot be read: {error}") from error
     for number, line in enumerate(lines, start=1):
@@ -277,7 +279,7 @@ def _mask_beside(folder: Path, image: Path) -> Path:
 def _json_row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetInvalid(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise DatasetInvalid(f"{where} is no JSON object")

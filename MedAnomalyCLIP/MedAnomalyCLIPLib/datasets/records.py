@@ -8,10 +8,13 @@ cluster.
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DatasetInvalid
+from ..limits import limits
+from ..plain_files import read_small_file
 
 SPLITS = ("train", "valid", "test", "pool")
 _FAMILY_OF_CODE = {"CR": "XR", "DX": "XR", "RG": "XR", "OP": "fundus", "SM": "microscopy", "GM": "microscopy"}
@@ -74,9 +77,9 @@ def read_manifest(path: Path) -> list[ImageRecord]:
         DatasetInvalid: the manifest cannot be read, lacks a column, or holds a word that is not understood.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), set(reader.fieldnames or ())
+        text = read_small_file(path, limits().text_bytes).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        rows, columns = list(reader), set(reader.fieldnames or ())
     except OSError as error:
         raise DatasetInvalid(f"{path.name} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -103,7 +106,7 @@ def _record(manifest: Path, number: int, row: dict[str, str | None]) -> ImageRec
     return ImageRecord(
         path=folder / cells["image"],
         mask=folder / cells["mask"] if cells.get("mask") else None,
-        set=cells.get("set") or Path(cells["image"]).parts[0],
+        set=cells.get("set") or next(iter(Path(cells["image"]).parts), ""),
         split=split,
         abnormal=_LABELS[label],
         modality=cells["modality"],

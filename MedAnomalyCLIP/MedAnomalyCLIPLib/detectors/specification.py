@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..clip.phrases import ABNORMAL_PHRASES, NORMAL_PHRASES
-from ..clip.specification import TowerSpec
+from ..clip.specification import TowerSpec, check_sizes
 from ..errors import BundleInvalid
 
 ADAPTERS = ("linear", "two_heads")
@@ -95,6 +95,7 @@ class TextSpec:
             )
         if self.deep_depth < 1 or self.deep_length < 0:
             raise BundleInvalid("Deep prompts need a depth of at least 1 and no negative length")
+        check_sizes(length=self.length, deep_depth=self.deep_depth, deep_length=self.deep_length)
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class VisualPromptSpec:
     def __post_init__(self) -> None:
         if self.length < 1 or self.depth < 1 or not (self.static or self.dynamic):
             raise BundleInvalid("Visual prompts need a length, a depth, and to be static, dynamic or both")
+        check_sizes(length=self.length, depth=self.depth)
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,9 @@ class FeatureFusionSpec:
     def __post_init__(self) -> None:
         _known(self.resize, RESIZES)
         _known(self.join, JOINS)
+        check_sizes(channels=max(self.channels, default=1))
+        if min(self.channels, default=1) < 1:
+            raise BundleInvalid("A feature map needs at least one channel")
 
 
 @dataclass(frozen=True)
@@ -167,6 +172,7 @@ class DenoiserSpec:
             )
         if self.width < 4 or self.width % 4 or self.blocks < 1:
             raise BundleInvalid("A denoiser's width must be a multiple of 4, and it needs at least one block")
+        check_sizes(levels=self.levels, width=self.width, blocks=self.blocks)
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,7 @@ class ClusterSpec:
     def __post_init__(self) -> None:
         if self.count < 1 or not 0 <= self.weight <= 1:
             raise BundleInvalid("Clusters need a number above 0 and a weight in [0, 1]")
+        check_sizes(count=self.count)
 
 
 @dataclass(frozen=True)
@@ -211,6 +218,7 @@ class MemorySpec:
         _known(self.features, REMEMBERED)
         if self.rows < 1 or not 0 <= self.weight <= 1:
             raise BundleInvalid("A memory needs at least one row and a weight in [0, 1]")
+        check_sizes(rows=self.rows)
 
 
 @dataclass(frozen=True)
@@ -316,6 +324,7 @@ class DetectorSpec:
             raise BundleInvalid("Two presets of the detector have the same name")
         if not self.scale > 0 or not self.smoothing >= 0:
             raise BundleInvalid("The detector's scale must be positive and its smoothing not negative")
+        check_sizes(smoothing=self.smoothing)
 
 
 def _known(value: str, known: Iterable[str]) -> None:

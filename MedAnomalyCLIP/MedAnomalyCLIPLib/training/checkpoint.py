@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from ..errors import UnreadableImage
 from ..tensor_file import write_tensors
 
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of Adam and AdamW
+
 
 def save_checkpoint(
     path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer | None, notes: Mapping[str, Any]
@@ -53,6 +55,7 @@ def load_checkpoint(
                 _, index, name = key.split("/")
                 moments.setdefault(int(index), {})[name] = value
         if optimizer is not None:
+            _check_moments(moments, optimizer)
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": moments, "param_groups": groups})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
@@ -60,3 +63,14 @@ def load_checkpoint(
             f"{path.name} is damaged, or no checkpoint of this training ({error})"
         ) from error
     return notes
+
+
+def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], optimizer: Optimizer) -> None:
+    """Raise ValueError unless each parameter has all moments, of its own shape, or none."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, found in moments.items():
+        if not 0 <= index < len(parameters) or found.keys() != _MOMENTS:
+            raise ValueError(f"the optimizer's state of parameter {index} is not whole")
+        shapes = {found["exp_avg"].shape, found["exp_avg_sq"].shape, parameters[index].shape}
+        if len(shapes) > 1 or found["step"].numel() != 1:
+            raise ValueError(f"the optimizer's state of parameter {index} has another shape")

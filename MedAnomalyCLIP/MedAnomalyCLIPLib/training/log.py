@@ -136,6 +136,7 @@ class _Table:
             kept = [row for row in rows if self._step_of(row) <= last]
             if not kept:
                 self.path.unlink()
+                self._columns = []  # so that the next row comes with its header again
                 return
             self._columns = header.strip().split(",")
             partial = self.path.with_suffix(".partial")

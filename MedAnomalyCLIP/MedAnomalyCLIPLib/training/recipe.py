@@ -18,6 +18,7 @@ from ..configuration import from_mapping, to_mapping
 from ..detectors.presets import PRESETS
 from ..detectors.specification import DetectorSpec
 from ..errors import InvalidRequest
+from ..plain_files import read_small_file
 from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
 from ..synthesis import SynthesisConfig
 
@@ -26,6 +27,7 @@ if sys.version_info >= (3, 11):
 else:  # the extra `train` brings it
     import tomli as tomllib
 
+_LONGEST = 2**20  # bytes
 RECIPES = Path(__file__).parent / "recipes"
 BUNDLED = "bundled"
 
@@ -301,7 +303,10 @@ def read_recipe(config: str | Path, changes: Sequence[str] = ()) -> Recipe:
 
 def is_bundle(clip: str) -> bool:
     """Whether a CLIP is to be taken out of a detector's folder."""
-    return clip == BUNDLED or Path(clip).is_dir()
+    try:
+        return clip == BUNDLED or Path(clip).is_dir()
+    except OSError:  # no name that a folder can have
+        return False
 
 
 def bundle_named(name: str) -> Bundle:
@@ -324,7 +329,7 @@ def _read(config: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in above:
         raise InvalidRequest(f"{path.name} stands on itself; its base must be another recipe")
     try:
-        data = path.read_bytes()
+        data = read_small_file(path, _LONGEST)
     except OSError as error:
         raise InvalidRequest(
             f"{config} is neither a file that can be read nor one of {', '.join(_shipped_names())}"
@@ -350,7 +355,7 @@ def _change(data: dict[str, Any], change: str) -> None:
         raise InvalidRequest(f"{change!r} changes nothing; write key=value, as in optimisation.epochs=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     *tables, last = key.strip().split(".")
     for table in tables:
