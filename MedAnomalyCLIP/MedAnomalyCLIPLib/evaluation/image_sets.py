@@ -166,13 +166,20 @@ def measure_set(
     return SetMeasurement(name, int((~labels).sum()), int(labels.sum()), with_mask, tuple(rows), curves)
 
 
-def set_figures(records: Sequence[ImageRecord], results: Sequence[AnomalyResult]) -> Figures:
-    """The figures of one set in one flat table, for a bundle's manifest, as in "pixel auroc of centre"."""
-    measured = measure_set("", records, results, draws=0)
+def set_figures(records: Sequence[ImageRecord], results: Sequence[AnomalyResult], draws: int = 0) -> Figures:
+    """The figures of one set in one flat table, for a bundle's manifest, as in "pixel auroc of centre".
+
+    With draws of the bootstrap, the detector's own figures have their intervals beside them, as in
+    "image auroc low".
+    """
+    measured = measure_set("", records, results, draws=draws)
     flat: Figures = {"images": float(len(records)), "abnormal": float(measured.abnormal)}
     for row in measured.rows:
         of = "" if row.ranker == DETECTOR else f" of {row.ranker}"
         flat |= {f"{row.level} {name}{of}": value for name, value in row.figures.items()}
+        if row.ranker == DETECTOR:
+            for name, (low, high) in row.intervals.items():
+                flat |= {f"{row.level} {name} low": low, f"{row.level} {name} high": high}
     return flat
 
 

@@ -53,6 +53,7 @@ from .volume_slices import volume_slices
 
 PACKED_SIDE = 256
 SLICES_PER_AXIS = 24
+DRAWS = 1000  # of the bootstrap, for the card's intervals
 HELD_OUT_HEAD = "template_ch2"  # a healthy head that is kept for the question how often it is flagged
 TOWER = TowerSpec("MedAnomalyCLIP-S16", 256, (2, 4, 6, 8), conv_stem=(32, 64, 128, 256))
 PRESETS = (
@@ -368,7 +369,7 @@ def _measure(
     for name in dict.fromkeys(record.set for record in records):
         chosen = [record for record in records if record.set == name]
         bar = None if quiet else _bar(f"measure {name}")
-        quality[name] = set_figures(chosen, detect_records(detector, chosen, bar))
+        quality[name] = set_figures(chosen, detect_records(detector, chosen, bar), 0 if quiet else DRAWS)
     return quality
 
 

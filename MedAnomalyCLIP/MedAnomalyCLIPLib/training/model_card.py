@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ..bundle import BundleManifest
+from ..bundle import BundleManifest, NormalReference
 from ..result import RESEARCH_USE_ONLY
 
 _INTRODUCTION = """\
@@ -75,10 +75,11 @@ def _table(manifest: BundleManifest) -> list[str]:
         "## Measured on held-back test images",
         "",
         "Area under the ROC curve (AUROC), average precision (AP) and per-region overlap (PRO, up to 30 % "
-        "false positives). In brackets what is reached without any detector: for images the best of mean "
-        "intensity, contrast, dark share, shape and size of the picture (direction chosen with labels, "
+        "false positives). In square brackets what is reached without any detector: for images the best of "
+        "mean intensity, contrast, dark share, shape and size of the picture (direction chosen with labels, "
         "so an upper value), for pixels the best of brightness, darkness and nearness to the centre. What "
-        "is not clearly above its bracket is no result.",
+        "is not clearly above its bracket is no result. In round brackets 95 % intervals of the bootstrap "
+        "over patients, where they were measured.",
         "",
         "| set | images (abnormal) | image AUROC | image AP | pixel AUROC | pixel AP | PRO |",
         "|---|---|---|---|---|---|---|",
@@ -99,13 +100,30 @@ def _table(manifest: BundleManifest) -> list[str]:
 
 
 def _thresholds(manifest: BundleManifest) -> list[str]:
-    lines = [f"Pixel threshold {manifest.threshold:.2f}."]
-    if manifest.reference is not None and manifest.image_threshold is not None:
-        lines.append(
-            f"Score that 95 % of the reference do not reach: {manifest.image_threshold:.2f}; reference: "
-            f"{manifest.reference.description}."
-        )
+    lines = [
+        f"Pixel threshold {manifest.threshold:.2f}.",
+        *_reference("", manifest.image_threshold, manifest.reference),
+    ]
+    titles = {preset.name: preset.title for preset in manifest.detector.presets}
+    for own in manifest.calibrations:
+        start = f"{titles[own.preset]}: pixel threshold {own.threshold:.2f}. "
+        lines += ["", *_reference(start, own.image_threshold, own.reference)]
+    if manifest.unlike_threshold is not None:
+        lines += [
+            "",
+            f"An image is called unlike those of training from a distance of {manifest.unlike_threshold:.2f}, "
+            "which 1 % of the validation images reach.",
+        ]
     return lines
+
+
+def _reference(start: str, threshold: float | None, reference: NormalReference | None) -> list[str]:
+    if reference is None or threshold is None:
+        return [start] if start else []
+    return [
+        f"{start}Score that 95 % of the reference do not reach: {threshold:.2f}; reference: "
+        f"{reference.description}."
+    ]
 
 
 def _training_data(manifest: BundleManifest) -> str:
@@ -125,7 +143,13 @@ def _training_data(manifest: BundleManifest) -> str:
 
 
 def _number(figures: Mapping[str, float], name: str) -> str:
-    return f"{figures[name]:.2f}" if name in figures else "–"
+    """A figure, and its interval where there is one."""
+    if name not in figures:
+        return "–"
+    told = f"{figures[name]:.2f}"
+    if f"{name} low" in figures:
+        told += f" ({figures[f'{name} low']:.2f} to {figures[f'{name} high']:.2f})"
+    return told
 
 
 def _best(figures: Mapping[str, float], prefix: str) -> str:
