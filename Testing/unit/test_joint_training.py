@@ -112,7 +112,15 @@ def train(spec, images, checkpoint, steps=4, on_step=None, **changes):
     torch.manual_seed(0)
     training = JointTraining(
         **{
-            **{"steps": steps, "outlined": 4, "painted": 2, "others": 2, "small_side": 32, "warmup": 1},
+            **{
+                "steps": steps,
+                "outlined": 4,
+                "painted": 2,
+                "others": 2,
+                "small_side": 32,
+                "small_steps": 2,
+                "warmup": 1,
+            },
             **{"distillation": 0.0, "checkpoint_every": 2, "ema_decay": 0.5, **changes},
         }
     )
@@ -137,7 +145,7 @@ def test_the_spot_is_learned_and_nothing_is_found_where_there_is_none(spec, imag
         steps=30,
         learning_rate=4e-3,
         contrastive=0.0,
-        small_share=0.0,
+        small_steps=0,
     )
     any_kind, presets = text_banks(model.clip, spec)
     torch.testing.assert_close(any_kind.norm(dim=-1), torch.ones(2))

@@ -234,7 +234,7 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
 
     recipe = DefaultRecipe(
         TowerTraining(steps=1, batch_size=4, warmup=1, side=32),
-        JointTraining(steps=2, outlined=2, painted=1, others=1, small_side=32, small_share=0.5),
+        JointTraining(steps=2, outlined=2, painted=1, others=1, small_side=32, small_steps=1),
         HeadTraining(batches=1, outlined=2, painted=1, labelled=1, epochs=1),
     )
     work, cpu = tmp_path / "work", torch.device("cpu")

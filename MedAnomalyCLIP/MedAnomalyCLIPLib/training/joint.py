@@ -60,9 +60,10 @@ class JointTraining:
 
     Attributes:
         steps: optimizer steps.
+        horizon: step at which the learning rate would be zero.
         outlined, painted, others: images of each part of a batch, see `JointBatches`.
-        small_side, small_share: side of the images in the first part of the training, and its share of all
-            steps; the rest is at the detector's own size.
+        small_side, small_steps: side of the images in the first steps, and how many these are; the rest is at
+            the detector's own size.
         learning_rate, weight_decay, warmup: of AdamW, as in `TowerTraining`.
         distillation, contrastive, focal, dice, image, peak: weights of the losses. 0 leaves one out.
         own_sentences: odds that an image is compared with sentences about its own kind, not about any.
@@ -72,12 +73,13 @@ class JointTraining:
         seed: of everything random.
     """
 
-    steps: int = 750
+    steps: int = 650
+    horizon: int = 750
     outlined: int = 12
     painted: int = 10
     others: int = 10
     small_side: int = 192
-    small_share: float = 0.6
+    small_steps: int = 450
     learning_rate: float = 6e-4
     weight_decay: float = 0.05
     warmup: int = 40
@@ -95,7 +97,7 @@ class JointTraining:
 
     def side(self, step: int, full: int) -> int:
         """Side of the images in a step, counted from 1."""
-        return self.small_side if step <= self.small_share * self.steps else full
+        return self.small_side if step <= self.small_steps else full
 
 
 class JointModel(nn.Module):
@@ -171,7 +173,7 @@ def train_jointly(
     model.train()
     for step in range(start + 1, training.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, training.steps, training.warmup, training.learning_rate)
+            group["lr"] = learning_rate(step, training.horizon, training.warmup, training.learning_rate)
         batch = batches.draw(step, training.side(step, spec.tower.image_size))
         terms = losses(batch, step)
         optimizer.zero_grad(set_to_none=True)

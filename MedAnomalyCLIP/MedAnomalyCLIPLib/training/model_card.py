@@ -111,8 +111,8 @@ def _thresholds(manifest: BundleManifest) -> list[str]:
     if manifest.unlike_threshold is not None:
         lines += [
             "",
-            f"An image is called unlike those of training from a distance of {manifest.unlike_threshold:.2f}, "
-            "which 1 % of the validation images reach.",
+            "An image is called unlike those of training from a distance of "
+            f"{manifest.unlike_threshold:.2f}, which 1 % of the validation images reach.",
         ]
     return lines
 

@@ -275,7 +275,8 @@ class _Run:
         for at in range(0, len(prepared), size):
             batch = batch_of(prepared, range(at, min(at + size, len(prepared)))).to(self.device)
             found.append(self.learner.detect(batch, self.validation_cache))
-        maps, scores = (torch.cat(part).float().cpu() for part in zip(*found, strict=True))
+        maps = torch.cat([detection.map for detection in found]).float().cpu()
+        scores = torch.cat([detection.score for detection in found]).float().cpu()
         for part in (maps, scores):
             _check_finite(part, "What the detector says of validation images")
         return maps, scores
