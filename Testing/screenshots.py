@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "MedAnomalyCLIP")]
 
 PANEL_WIDTH = 400
+SECTIONS = ("setup", "inputs", "detect", "display", "outputs", "teach", "advanced")
 VIEW_SIZE = 640
 GAP = 12
 
@@ -56,10 +57,9 @@ def main() -> None:
     panel_picture = picture_of(panel, arguments.folder / "panel.png")
     view.picture(arguments.folder / "slice.png")
     join(panel_picture, arguments.folder / "slice.png", arguments.folder / "screenshot.png")
-    teach(panel, volume_node, arguments.folder / "teach.png")
     print(panel.ui.scoreLabel.text, "|", panel.ui.resultLabel.text.replace("\n", " | "))
 
-    panel.ui.outputsSection.collapsed = False
+    open_only(panel, "inputs", "detect", "outputs")
     panel.ui.rangeButton.click()
     while panel.logic.isRunning() and panel.ui.rangeProgress.value < panel.ui.rangeProgress.maximum // 2:
         process_events(0.02)
@@ -68,23 +68,28 @@ def main() -> None:
     panel.logic.poll = poll
     while panel.logic.isRunning():
         process_events(0.05)
-    for name in ("inputsSection", "detectSection", "displaySection"):
-        getattr(panel.ui, name).collapsed = True
+    open_only(panel, "outputs")
     panel.ui.nextButton.click()
     panel_picture = picture_of(panel, arguments.folder / "outputs.png")
     plot = arguments.folder / ".plot.png"
     draw_plot(panel.ui.resultsTable.mrmlTableNode(), plot)
     join(panel_picture, plot, arguments.folder / "outputs.png")
     plot.unlink()
+    teach(panel, volume_node, arguments.folder / "teach.png")
+    show_setup(panel).save(str(arguments.folder / "setup.png"))
     panel.cleanup()
+
+
+def open_only(panel: Any, *names: str) -> None:
+    """Fold all sections but these."""
+    for name in SECTIONS:
+        getattr(panel.ui, f"{name}Section").collapsed = name not in names
 
 
 def show_setup(panel: Any) -> Any:
     """The sections Setup and Advanced, measured and with a preview."""
     ui = panel.ui
-    for section in (ui.inputsSection, ui.detectSection, ui.displaySection):
-        section.collapsed = True
-    ui.setupSection.collapsed = ui.advancedSection.collapsed = False
+    open_only(panel, "setup", "advanced")
     for button in (ui.measureButton, ui.previewButton):
         process_events(0.2)
         button.click()
@@ -202,9 +207,7 @@ def draw_plot(table: Any, path: Path) -> None:
 def teach(panel: Any, volume_node: Any, path: Path) -> None:
     """Teach with every second slice, and draw the section with the scores before anything is kept."""
     ui = panel.ui
-    for name in ("inputs", "detect", "display"):
-        getattr(ui, f"{name}Section").collapsed = True
-    ui.teachSection.collapsed = False
+    open_only(panel, "teach")
     ui.teachVolumeSelector.setCurrentNode(volume_node)
     ui.teachStepSpin.value = 2
     ui.teachAddRangeButton.click()
