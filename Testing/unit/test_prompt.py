@@ -12,7 +12,7 @@ from MedAnomalyCLIPLib.bundle import Bundle, NormalReference, PresetCalibration,
 from MedAnomalyCLIPLib.clip.towers import create_clip, text_side
 from MedAnomalyCLIPLib.detection import SliceDetector
 from MedAnomalyCLIPLib.detectors.detector import AnomalyDetector
-from MedAnomalyCLIPLib.detectors.familiarity import Familiarity, mean_token
+from MedAnomalyCLIPLib.detectors.familiarity import Familiarity, look_of, mean_token
 from MedAnomalyCLIPLib.detectors.specification import FamiliaritySpec, PresetSpec, TextSpec
 from MedAnomalyCLIPLib.errors import BundleInvalid, InvalidRequest
 from MedAnomalyCLIPLib.geometry import cut_slice
@@ -38,7 +38,7 @@ def detector(tmp_path, tiny_manifest):
     network.tower.visual.load_state_dict(clip.visual.state_dict())
     network.text_bank.copy_(torch.nn.functional.normalize(torch.randn(2, 32), dim=-1))
     network.preset_banks.copy_(torch.nn.functional.normalize(torch.randn(2, 2, 32), dim=-1))
-    network.familiarity.fill(torch.randn(3, 64))
+    network.familiarity.fill(torch.randn(3, 2 * 2 * 64))
     own = PresetCalibration("brain-mr", 0.25, 0.9, NormalReference("two heads", (0.0, 0.1)))
     manifest = replace(tiny_manifest, detector=spec, calibrations=(own,), unlike_threshold=0.5)
     save_bundle(tmp_path / "presets", manifest, network, "", text_side(clip))
@@ -125,17 +125,19 @@ def test_unlikeness_is_the_distance_to_the_nearest_look():
     looks = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     familiarity = Familiarity(5, 8)
     familiarity.fill(looks)
-    torch.testing.assert_close(familiarity(looks), torch.zeros(5), atol=1e-6, rtol=0)
-    far = looks.mean(0) - 3 * (looks[0] - looks.mean(0))
-    centred = torch.nn.functional.normalize(looks - looks.mean(0), dim=1)
-    expected = 1 - (centred @ torch.nn.functional.normalize(far - looks.mean(0), dim=0)).max()
-    torch.testing.assert_close(familiarity(far[None])[0], expected)
+    torch.testing.assert_close(familiarity(looks), torch.zeros(5), atol=1e-3, rtol=0)
+    far = torch.full((8,), 7.0)
+    nearest = min((((far - look) / looks.std(0)) ** 2).mean() ** 0.5 for look in looks)
+    torch.testing.assert_close(familiarity(far[None])[0], nearest)
 
 
 def test_a_look_leaves_padding_out():
-    tokens = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]]])
+    tokens = torch.tensor([[[1.0, 2.0], [3.0, 8.0], [100.0, 100.0]]])
+    shown = torch.tensor([[1.0, 1.0, 0.0]])
+    torch.testing.assert_close(mean_token(tokens, shown), torch.tensor([[2.0, 5.0]]))
+    # mean (2, 5) and spread (1, 3), each brought to mean 0 and deviation 1
     torch.testing.assert_close(
-        mean_token(tokens, torch.tensor([[1.0, 1.0, 0.0]])), torch.tensor([[2.0, 3.0]])
+        look_of([tokens], shown), torch.tensor([[-1.0, 1.0, -1.0, 1.0]]), atol=1e-4, rtol=0
     )
 
 

@@ -15,7 +15,7 @@ from ..errors import InvalidRequest
 from .adapters import LinearAdapter, StreamTokens, TwoHeadAdapter
 from .clusters import cluster_feature
 from .denoiser import Denoiser
-from .familiarity import Familiarity, mean_token
+from .familiarity import Familiarity, look_of, mean_token
 from .fusion import RangeFusion
 from .memory import MemoryBank
 from .scoring import (
@@ -38,7 +38,7 @@ class Detection(NamedTuple):
     Attributes:
         map: (B, S, S) in [0, 1], 0 on padding.
         score: (B,) in [0, 1].
-        unlikeness: (B,) in [0, 2], see `familiarity`; None for detectors that do not know what they learned
+        unlikeness: (B,) 0 and above, see `familiarity`; None for detectors that do not know what they learned
             from.
     """
 
@@ -123,7 +123,7 @@ class AnomalyDetector(nn.Module):
         if spec.presets:
             self.register_buffer("preset_banks", torch.zeros(len(spec.presets), 2, embed_dim))
         if spec.familiarity is not None:
-            self.familiarity = Familiarity(spec.familiarity.rows, width)
+            self.familiarity = Familiarity(spec.familiarity.rows, 2 * taps * width)
         if spec.text.prompts == "hybrid":
             self.text = HybridText(spec.text, spec.tower, embed_dim)
         if spec.visual_prompts is not None:
@@ -218,11 +218,11 @@ class AnomalyDetector(nn.Module):
         return torch.cat([F.layer_norm(part.float(), part.shape[-1:]) for part in parts], dim=-1)
 
     def look(self, aligned: Aligned, valid: Tensor) -> Tensor:
-        """(B, D) what images look like, whatever is wrong with them; see `familiarity`."""
+        """(B, 2 L D) what images look like, whatever is wrong with them; see `familiarity`."""
         tokens = aligned.tokens
         if tokens is None:
             raise InvalidRequest("Only beside linear adapters can a detector know what it learned from")
-        return mean_token(tokens.patches[0], shown_share(valid, tokens.grid))
+        return look_of([patches.float() for patches in tokens.patches], shown_share(valid, tokens.grid))
 
     def text_features(self, aligned: Aligned) -> Tensor:
         """(2, E) for all images, or (B, 2, E) where each takes part in its text."""

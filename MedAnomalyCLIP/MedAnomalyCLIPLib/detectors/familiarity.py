@@ -1,53 +1,72 @@
 """How unlike an image is to all that a detector has learned from, whatever is wrong with it.
 
-The mean of a tower's early tokens tells what kind of picture it is: scanner, organ, contrast. Far from all
+Mean and spread of a tower's tokens tell what kind of picture it is: scanner, organ, contrast. Far from all
 that was learned from, a detector guesses, and should say so.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidRequest
-from .memory import coreset, nearest_distance
 
 
 class Familiarity(nn.Module):
     """Looks of images that a detector learned from; gives the distance to the nearest.
 
-    Looks are centred on their mean first, since all tokens of a tower share much.
+    Each number of a look is measured in units of its own spread over these images.
 
     Shapes:
-        looks: (B, D), see `mean_token`.
-        returns: (B,) 1 - cosine with the nearest look, in [0, 2].
+        looks: (B, D), see `look_of`.
+        returns: (B,) root mean square difference from the nearest look, 0 and above.
     """
 
     centre: Tensor
+    spread: Tensor
     rows: Tensor
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, size: int) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.zeros(width))
-        self.register_buffer("rows", torch.zeros(rows, width))
+        self.register_buffer("centre", torch.zeros(size))
+        self.register_buffer("spread", torch.ones(size))
+        self.register_buffer("rows", torch.zeros(rows, size))
 
     def fill(self, looks: Tensor) -> None:
-        """Keep (K, D) looks; where there are more than rows, those that cover the others best.
+        """Keep (K, D) looks, one for each row.
 
         Raises:
-            InvalidRequest: there are fewer looks than rows.
+            InvalidRequest: there are more or fewer.
         """
-        if len(looks) < len(self.rows):
+        if len(looks) != len(self.rows):
             raise InvalidRequest(
-                f"There are {len(looks)} looks for {len(self.rows)} places of the familiarity"
+                f"{len(looks)} images cannot fill {len(self.rows)} places of the familiarity"
             )
         self.centre.copy_(looks.mean(0))
-        unit = F.normalize(looks - self.centre, dim=-1)
-        self.rows.copy_(unit if len(unit) == len(self.rows) else unit[coreset(unit, len(self.rows))])
+        self.spread.copy_(looks.std(0).clamp(min=1e-4))
+        self.rows.copy_((looks - self.centre) / self.spread)
 
     def forward(self, looks: Tensor) -> Tensor:
-        return nearest_distance(looks - self.centre, self.rows)
+        standard = (looks - self.centre) / self.spread
+        return torch.cdist(standard, self.rows).amin(1) / looks.shape[1] ** 0.5
+
+
+def look_of(taps: Sequence[Tensor], shown: Tensor) -> Tensor:
+    """Mean and spread of the patch tokens of each tap, over what shows the image, each brought to one size.
+
+    Shapes:
+        taps: L times (B, N, D); shown: (B, N), which share of each patch shows the image.
+        returns: (B, 2 L D).
+    """
+    means = [mean_token(patches, shown) for patches in taps]
+    spreads = [
+        mean_token((patches - mean[:, None]) ** 2, shown).sqrt()
+        for patches, mean in zip(taps, means, strict=True)
+    ]
+    return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in (*means, *spreads)], dim=-1)
 
 
 def mean_token(patches: Tensor, shown: Tensor) -> Tensor:

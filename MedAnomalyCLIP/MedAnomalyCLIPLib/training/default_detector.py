@@ -77,7 +77,7 @@ DETECTOR = DetectorSpec(
     text=TextSpec(prompts="presets"),
     clusters=ClusterSpec(weight=0.0),
     presets=PRESETS,
-    familiarity=FamiliaritySpec(rows=512),
+    familiarity=FamiliaritySpec(rows=900),
 )
 PREPROCESS = PreprocessSpec(
     size=TOWER.image_size,
@@ -188,7 +188,7 @@ def run(
         """A point of the learning curve, on validation images."""
         if not valid or step % (4 * recipe.joint.checkpoint_every):
             return
-        detector = finish_detector(model, images, few=True)
+        detector = finish_detector(model, images)
         ready = _as_bundle(detector, training, work / "curve", device)
         log.figures(step, _flat(_measure(ready, valid, quiet=True)))
         detector.to(device)
@@ -274,14 +274,8 @@ def anomaly_images(records: Sequence[ImageRecord], packed: np.ndarray) -> Anomal
 
 
 @torch.no_grad()
-def finish_detector(model: JointModel, images: AnomalyImages, *, few: bool = False) -> AnomalyDetector:
-    """The detector with its text and with the looks of what it learned from, on the CPU.
-
-    Args:
-        model: trained.
-        images: what it learned from.
-        few: look at few images only, for a point of the learning curve.
-    """
+def finish_detector(model: JointModel, images: AnomalyImages) -> AnomalyDetector:
+    """The detector with its text and with the looks of some of what it learned from, on the CPU."""
     detector = model.detector.cpu().eval()
     any_kind, presets = text_banks(model.clip.cpu().eval(), detector.spec)
     detector.text_bank.copy_(any_kind)
@@ -289,13 +283,21 @@ def finish_detector(model: JointModel, images: AnomalyImages, *, few: bool = Fal
         detector.preset_banks.copy_(presets)
     if detector.spec.familiarity is not None:
         rows = detector.spec.familiarity.rows
-        chosen = _evenly(images.records, rows if few else 6 * rows)
+        chosen = _evenly(images.records, rows)
         detector.familiarity.fill(torch.cat([_look(detector, images, i) for i in np.array_split(chosen, 64)]))
     return detector
 
 
 def _evenly(records: Sequence[ImageRecord], count: int) -> np.ndarray:
-    """Indices of images, of each collection as many as of the others where it has them."""
+    """Indices of images, of each collection as many as of the others where it has them.
+
+    Raises:
+        InvalidRequest: there are not so many images.
+    """
+    if len(records) < count:
+        raise InvalidRequest(
+            f"The detector is to know the looks of {count} images, but there are {len(records)}"
+        )
     rng = np.random.default_rng(0)
     sets = [record.set for record in records]
     rank = np.zeros(len(records))
