@@ -5,20 +5,12 @@ Nothing beyond Slicer itself is imported before it is used, so the module loads 
 
 import sys
 import unittest
-from typing import Annotated, Union
 
 import qt
 import slicer
 import vtk
-from slicer import (
-    vtkMRMLColorNode,
-    vtkMRMLScalarVolumeNode,
-    vtkMRMLSegmentationNode,
-    vtkMRMLVectorVolumeNode,
-)
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 from slicer.ScriptedLoadableModule import *
 from slicer.util import VTKObservationMixin
 
@@ -26,11 +18,11 @@ from MedAnomalyCLIPLib.errors import MedAnomalyCLIPError
 from MedAnomalyCLIPLib.scene_logic_setup import SetupLogic
 from MedAnomalyCLIPLib.scene_logic_teaching import TeachingLogic
 from MedAnomalyCLIPLib.scene_logic_volumes import VolumeLogic
+from MedAnomalyCLIPLib.scene_parameters import MedAnomalyCLIPParameterNode
 from MedAnomalyCLIPLib.scene_self_test import SelfTests
 
 POLL_INTERVAL_MS = 15
 PLANE_LABEL_DELAY_MS = 150
-OWN_PHRASES = "own"
 HOMEPAGE = "https://github.com/MedAnomalyCLIP/SlicerMedAnomalyCLIP"
 PAPERS = (
     "MVFA: C. Huang et al., Adapting Visual-Language Models for Generalizable Anomaly Detection in Medical"
@@ -74,57 +66,6 @@ def _registerSampleData():
     register_samples()
 
 
-@parameterNodeWrapper
-class MedAnomalyCLIPParameterNode:
-    """What the panel remembers, also in a saved scene.
-
-    Attributes:
-        inputVolume: the image to look at.
-        viewName: layout name of the slice view; empty for the one last touched.
-        detector: folder of the detector; empty for the bundled one.
-        threshold: map value from which a pixel counts as anomalous.
-        thresholdChosen: whether the reader set the threshold; until then it is the detector's own.
-        opacity: of the map over the image.
-        preset: what slices are compared with: "auto", "own" for phrases, the name of one of the detector's
-            presets, or nothing for images of any kind.
-        normalPhrases, abnormalPhrases: own phrases, separated by semicolons.
-        device: to run on, as torch names it; "auto" for the fastest.
-        windowRule: "detector" for its own rule, "view" for what the reader sees, "manual" for windowLow to
-            windowHigh, voxel values that become black and white.
-        smallestArea: in mm²; smaller connected parts do not count.
-        colours: colour node of the maps; None for this module's own.
-        overlayVisible, legendVisible: whether maps and outlines, and their legend, are shown.
-        rangeAxis, rangeFirst, rangeLast: slices of Detect range, from 1; 0 for the last one.
-        resume: whether Detect range goes on with an earlier run.
-        outputMap, outputSegmentation: nodes of Detect range; None to make them.
-    """
-
-    # Slicer's wrapper knows typing.Union only, and wants None in a union of nodes.
-    inputVolume: Union[vtkMRMLScalarVolumeNode, vtkMRMLVectorVolumeNode, None]  # noqa: UP007
-    viewName: str = ""
-    detector: str = ""
-    threshold: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
-    thresholdChosen: bool = False
-    opacity: Annotated[float, WithinRange(0.0, 1.0)] = 0.5
-    preset: str = "auto"
-    normalPhrases: str = ""
-    abnormalPhrases: str = ""
-    device: str = "auto"
-    windowRule: str = "detector"
-    windowLow: float = 0.0
-    windowHigh: float = 0.0
-    smallestArea: Annotated[float, WithinRange(0.0, 500.0)] = 0.0
-    colours: vtkMRMLColorNode
-    overlayVisible: bool = True
-    legendVisible: bool = True
-    rangeAxis: str = ""
-    rangeFirst: int = 1
-    rangeLast: int = 0
-    resume: bool = False
-    outputMap: vtkMRMLScalarVolumeNode
-    outputSegmentation: vtkMRMLSegmentationNode
-
-
 class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     """The panel. What it shows is in the parameter node, the logic and the scene, but for the last result."""
 
@@ -142,6 +83,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedAnomalyCLIPLib.panel_advanced import AdvancedSection
         from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
         from MedAnomalyCLIPLib.panel_display import DisplayPanel
+        from MedAnomalyCLIPLib.panel_keys import add_shortcut
         from MedAnomalyCLIPLib.panel_prompt import PromptSelector
         from MedAnomalyCLIPLib.panel_setup import SetupSection
         from MedAnomalyCLIPLib.panel_teach import TeachSection
@@ -171,9 +113,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._display = DisplayPanel(self.ui, self.parent, self.logic, self.onColoursChosen)
         self._volume = VolumePanel(self.ui, self.parent, self)
         self._teach = TeachSection(self.ui, self.logic, self.currentInputs, self.onDetectorChosen)
-        self._shortcut = qt.QShortcut(self.parent)
-        self._shortcut.setKey(qt.QKeySequence("Ctrl+Return"))
-        self._shortcut.connect("activated()", self.onDetectButton)
+        self._shortcut = add_shortcut(self.parent, "Ctrl+Return", self.onDetectButton)
 
         self._pollTimer = qt.QTimer()
         self._pollTimer.interval = POLL_INTERVAL_MS
@@ -283,16 +223,15 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def choice(self):
         """What the reader chose of a detection, as keyword arguments of the logic."""
+        from MedAnomalyCLIPLib.panel_prompt import prompt_wanted
+
         parameters = self.parameters()
-        prompt = parameters.preset
-        if prompt == OWN_PHRASES:
-            prompt = self._prompts.own_phrases(parameters.normalPhrases, parameters.abnormalPhrases)
         return {
             "detector": parameters.detector,
             "threshold": parameters.threshold if parameters.thresholdChosen else None,
             "device": parameters.device,
             "window": self._advanced.window(),
-            "prompt": prompt,
+            "prompt": prompt_wanted(parameters.preset, parameters.normalPhrases, parameters.abnormalPhrases),
         }
 
     def parameters(self):
@@ -330,13 +269,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def updateDetector(self):
         """Select the detector that the parameter node names, or say why it cannot be and which one is."""
-        try:
-            self._detectors.select(self._parameterNode.detector)
-        except MedAnomalyCLIPError as error:
-            words = _("The detector in {folder} cannot be used: {reason}.\nSelected is: {detector}")
-            detector = self._detectors.title() or _("none")
-            folder = self._parameterNode.detector or _("the installation")
-            self.showMessage(words.format(folder=folder, reason=error, detector=detector))
+        self._detectors.select_or_tell(self._parameterNode.detector)
         self._parameterNode.detector = self._detectors.folder
         self.showPresets()
         # The slider belongs to the maps that are shown; without any, it shows what the next one starts with.
@@ -434,12 +367,14 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onDone(self, detection, error):
         """There is a detection, or an error that the reader can mend."""
+        from MedAnomalyCLIPLib.panel_words import log_words
+
         if error is not None:
             self.showMessage(str(error))
             self._advanced.log.add(str(error))
             return
         self._result = detection.result
-        self._advanced.log.add(self.logWords(detection.result))
+        self._advanced.log.add(log_words(detection.result))
         # Both sliders may have been moved while the detector ran, or another module may be shown by now.
         parameters = self.parameters()
         self.followThreshold(parameters, detection.result.threshold)
@@ -465,20 +400,6 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.updateButtons()
 
     # What the panel says
-
-    def logWords(self, result):
-        """A line for the log; the volume's name may be a patient's, and stays out of it."""
-        from MedAnomalyCLIPLib.panel_words import duration_words
-
-        words = _("{plane}: score {score:.2f}, {detector} {version} on {device}, {duration}")
-        return words.format(
-            plane=result.plane.description,
-            score=result.score,
-            detector=result.provenance.bundle,
-            version=result.provenance.bundle_version,
-            device=result.provenance.device,
-            duration=duration_words(sum(result.timings.values())),
-        )
 
     def showResult(self):
         from MedAnomalyCLIPLib.panel_words import result_words
