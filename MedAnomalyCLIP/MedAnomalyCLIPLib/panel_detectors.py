@@ -88,6 +88,15 @@ class DetectorSelector:
         finally:
             self._show()
 
+    def select_or_tell(self, folder: str) -> None:
+        """Select the detector in a folder, or tell the reader why it cannot be and which one is."""
+        try:
+            self.select(folder)
+        except MedAnomalyCLIPError as error:
+            words = _("The detector in {folder} cannot be used: {reason}.\nSelected is: {detector}")
+            detector = self.title() or _("none")
+            self._tell(words.format(folder=folder or _("the installation"), reason=error, detector=detector))
+
     def title(self) -> str:
         """Name and version of the selected detector."""
         return "" if self.selected is None else _title(self.selected)

@@ -65,20 +65,27 @@ class PromptSelector:
         ):
             widget.setVisible(reads and chosen == OWN)
 
-    def own_phrases(self, normal: str, abnormal: str) -> Prompt:
-        """The reader's own phrases.
-
-        Raises:
-            InvalidRequest: they are not written.
-        """
-        prompt = Prompt(normal=split_phrases(normal), abnormal=split_phrases(abnormal))
-        if not prompt.has_phrases:
-            raise InvalidRequest(_("Write phrases for normal and for abnormal, or choose a preset"))
-        return prompt
-
     def _item_chosen(self, index: int) -> None:
         chosen = self._ui.presetSelector.itemData(index)
         self._on_chosen(AUTOMATIC if chosen is None else chosen)
+
+
+def prompt_wanted(chosen: str, normal: str, abnormal: str) -> Prompt | str:
+    """What the reader wants a slice compared with, as `MedAnomalyCLIPLogic.detect` takes it.
+
+    Args:
+        chosen: the word of the parameter node.
+        normal, abnormal: the reader's own phrases, which count if the word is "own".
+
+    Raises:
+        InvalidRequest: own phrases are wanted and not written.
+    """
+    if chosen != OWN:
+        return chosen
+    prompt = Prompt(normal=split_phrases(normal), abnormal=split_phrases(abnormal))
+    if not prompt.has_phrases:
+        raise InvalidRequest(_("Write phrases for normal and for abnormal, or choose a preset"))
+    return prompt
 
 
 def chosen_prompt(manifest: BundleManifest, chosen: str, modality: str, words: str) -> Prompt:

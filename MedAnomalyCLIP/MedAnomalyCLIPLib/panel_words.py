@@ -30,6 +30,19 @@ def result_words(result: AnomalyResult) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def log_words(result: AnomalyResult) -> str:
+    """A line for the log; the volume's name may be a patient's, and stays out of it."""
+    words = _("{plane}: score {score:.2f}, {detector} {version} on {device}, {duration}")
+    return words.format(
+        plane=result.plane.description,
+        score=result.score,
+        detector=result.provenance.bundle,
+        version=result.provenance.bundle_version,
+        device=result.provenance.device,
+        duration=duration_words(sum(result.timings.values())),
+    )
+
+
 def size_words(megabytes: float) -> str:
     """Room on a disk, rounded to what matters."""
     if megabytes >= 1000:

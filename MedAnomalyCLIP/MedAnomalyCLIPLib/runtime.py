@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 Window = tuple[float, float]
 Answer = TypeVar("Answer")
-T = TypeVar("T")
-Y = TypeVar("Y")
+Step = TypeVar("Step")
 
 
 def select_device(name: str = "auto") -> torch.device:
@@ -122,7 +121,9 @@ class DetectorWorker:
         """Do on the thread what needs no detector but takes a while, after what was submitted before it."""
         return self._pool.submit(work)
 
-    def work(self, steps: Generator[Y, Any, T], on_step: Callable[[Y], None] | None = None) -> Future[T]:
+    def work(
+        self, steps: Generator[Step, Any, Answer], on_step: Callable[[Step], None] | None = None
+    ) -> Future[Answer]:
         """Do long work on the thread, step by step; planes that are submitted meanwhile come in between.
 
         Args:
@@ -132,7 +133,7 @@ class DetectorWorker:
         Returns:
             A future of what the work returns. It can be cancelled as long as it is not done.
         """
-        future: Future[T] = Future()
+        future: Future[Answer] = Future()
         self._submit_turn(steps, on_step, future)
         return future
 
@@ -163,7 +164,9 @@ class DetectorWorker:
         return work(self._held[1])
 
 
-def _turn(steps: Generator[Y, Any, T], on_step: Callable[[Y], None] | None, future: Future[T]) -> bool:
+def _turn(
+    steps: Generator[Step, Any, Answer], on_step: Callable[[Step], None] | None, future: Future[Answer]
+) -> bool:
     """One step of some work; whether there are more. Its end goes to the future, whatever it is."""
     if future.cancelled():
         _abandon(steps, future)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from slicer.i18n import tr as _
@@ -76,7 +77,7 @@ class SceneTeaching:
         slices: Slices,
         name: str,
         axis: int | None,
-        detector: str,
+        detector: Path | str,
         on_progress: Callable[[TeachingProgress], None] | None,
     ) -> TaughtDetector:
         """See the logic's `teach`."""
@@ -95,7 +96,7 @@ class SceneTeaching:
             raise
 
     def start(
-        self, slices: Slices, name: str, axis: int | None, detector: str, on_done: OnDone | None
+        self, slices: Slices, name: str, axis: int | None, detector: Path | str, on_done: OnDone | None
     ) -> None:
         """See the logic's `startTeaching`."""
         if self._run is not None:
@@ -129,7 +130,7 @@ class SceneTeaching:
             self._run = None
 
     def _begin(
-        self, slices: Slices, name: str, axis: int | None, detector: str, on_done: OnDone | None
+        self, slices: Slices, name: str, axis: int | None, detector: Path | str, on_done: OnDone | None
     ) -> _Run:
         require_packages()
         run = _Run(checked_name(name), str(detector or "") or None, on_done)
