@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..bundle import FORMAT, Bundle, BundleManifest, default_bundle_path, save_bundle
 from ..clip.specification import TowerSpec
 from ..clip.towers import text_side
 from ..configuration import to_mapping
+from ..datasets.planes import planes_of
 from ..datasets.records import ImageRecord, read_manifest
 from ..detection import SliceDetector
 from ..detectors.detector import AnomalyDetector
@@ -38,7 +38,7 @@ from ..detectors.specification import (
 )
 from ..errors import InvalidRequest, MedAnomalyCLIPError
 from ..evaluation.image_sets import detect_records, set_figures
-from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
+from ..preprocess import STANDARD_WINDOWS, PreprocessSpec, SlicePreprocessor
 from ..runtime import select_device
 from .anomaly_batches import AnomalyImages
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -308,13 +308,11 @@ def _evenly(records: Sequence[ImageRecord], count: int) -> np.ndarray:
 
 
 def _look(detector: AnomalyDetector, images: AnomalyImages, chosen: np.ndarray) -> Tensor:
-    side = detector.spec.tower.image_size
-    raw = torch.from_numpy(images.images[chosen]).float() / 255
-    grey = raw.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # as preprocessing gives them
-    pictures = F.interpolate(grey, size=side, mode="bilinear", antialias=True)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
-    valid = torch.ones(len(chosen), side, side, dtype=torch.bool)
-    return detector.look(detector.align((pictures - mean) / std), valid)
+    """(B, D) looks of images, prepared as any image is that a detector is given."""
+    preprocessor = SlicePreprocessor(PREPROCESS)
+    prepared = [preprocessor.prepare(plane) for plane in planes_of(images.records[i] for i in chosen)]
+    valid = torch.stack([item.valid for item in prepared])
+    return detector.look(detector.align(torch.stack([item.tensor for item in prepared])), valid)
 
 
 def _distil(
