@@ -234,7 +234,7 @@ def test_bundle_detects_as_the_published_weights_do(system, converted, clip_file
         remember_support(expected, preprocessor, support)
     plane = plane_of(picture)
     prepared = preprocessor.prepare(plane)
-    maps, scores = rounded(expected)(prepared.tensor[None], prepared.valid[None])
+    maps, scores, _ = rounded(expected)(prepared.tensor[None], prepared.valid[None])
     result = SliceDetector.load(bundle.folder, device="cpu").detect(plane)
     np.testing.assert_allclose(result.map, preprocessor.map_back(maps[0], prepared.fit), atol=2e-5)
     assert result.score == pytest.approx(float(scores), abs=2e-5)

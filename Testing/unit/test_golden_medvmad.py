@@ -47,7 +47,9 @@ def replayed(monkeypatch, arrays):
         for stored in (arrays["out/seg_aligned[:, :2]"], arrays["out/det_aligned[:, :2]"])
     ]
     monkeypatch.setattr(
-        AnomalyDetector, "align", lambda self, images, features: Aligned(*heads, GRID, torch.zeros(2, 32))
+        AnomalyDetector,
+        "align",
+        lambda self, images, features, text: Aligned(*heads, GRID, torch.zeros(2, 32)),
     )
 
 

@@ -72,7 +72,7 @@ def study(tmp_path) -> Path:
         path = write_dicom(
             folder / f"{number}.dcm",
             pixels,
-            ImagePositionPatient=[0.0, 0.0, 2.0 * number],
+            ImagePositionPatient=[0.0, 0.0, 6.0 * number],
             InstanceNumber=number + 1,
             **elements,
         )

@@ -119,7 +119,7 @@ def test_in_a_fresh_slicer_torch_goes_to_its_extension_and_the_rest_to_pip(only_
     installed = only_installed(SLICER)
     plan = plan_installation(check_packages(REQUIREMENTS, installed), installed)
     assert plan.torch == "torch>=2.8"
-    assert plan.packages == ("monai>=1.4", "open_clip_torch>=3.3", "scikit-image>=0.22")
+    assert plan.packages == ("monai>=1.4", "open_clip_torch>=3.3", "filelock>=3.12", "scikit-image>=0.22")
     assert plan.blocked == ()
     assert plan.requirements == ("torch>=2.8", *plan.packages)
 

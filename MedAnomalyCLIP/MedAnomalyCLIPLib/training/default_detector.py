@@ -53,6 +53,7 @@ from .volume_slices import volume_slices
 
 PACKED_SIDE = 256
 SLICES_PER_AXIS = 24
+LOOKS_AT_ONCE = 16
 DRAWS = 1000  # of the bootstrap, for the card's intervals
 HELD_OUT_HEAD = "template_ch2"  # a healthy head that is kept for the question how often it is flagged
 TOWER = TowerSpec("MedAnomalyCLIP-S16", 256, (2, 4, 6, 8), conv_stem=(32, 64, 128, 256))
@@ -284,7 +285,8 @@ def finish_detector(model: JointModel, images: AnomalyImages) -> AnomalyDetector
     if detector.spec.familiarity is not None:
         rows = detector.spec.familiarity.rows
         chosen = _evenly(images.records, rows)
-        detector.familiarity.fill(torch.cat([_look(detector, images, i) for i in np.array_split(chosen, 64)]))
+        parts = [chosen[at : at + LOOKS_AT_ONCE] for at in range(0, rows, LOOKS_AT_ONCE)]
+        detector.familiarity.fill(torch.cat([_look(detector, images, part) for part in parts]))
     return detector
 
 
