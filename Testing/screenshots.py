@@ -210,9 +210,10 @@ def teach(panel: Any, volume_node: Any, path: Path) -> None:
     open_only(panel, "teach")
     ui.teachVolumeSelector.setCurrentNode(volume_node)
     ui.teachStepSpin.value = 2
-    ui.teachAddRangeButton.click()
-    process_events(1.0)
     ui.teachNameEdit.text = "1.5T T2, head coil"
+    ui.teachAddRangeButton.click()
+    while not ui.teachButton.enabled:  # until all slices are added
+        process_events(0.05)
     ui.teachButton.click()
     while panel.logic.isTeaching():
         process_events(0.05)

@@ -59,7 +59,7 @@ def teach(ui, panel, wait, add_range):
             add_range()
         ui.teachNameEdit.text = name
         ui.teachButton.click()
-        wait(lambda: not panel.logic.isTeaching(), seconds=60)
+        wait(lambda: not panel.logic.isTeaching(), seconds=200)
 
     return click
 
@@ -347,9 +347,9 @@ def test_while_it_is_taught_the_list_rests_and_the_rest_of_the_panel_works(ui, p
     for name in ("AddButton", "AddRangeButton", "RemoveButton", "ClearButton", "VolumeSelector", "NameEdit"):
         assert not getattr(ui, f"teach{name}").enabled
     panel.ui.detectButton.click()
-    wait(lambda: not panel.logic.isRunning(), seconds=60)
+    wait(lambda: not panel.logic.isRunning(), seconds=200)
     assert panel.ui.scoreLabel.text.startswith("Score")
-    wait(lambda: not panel.logic.isTeaching(), seconds=60)
+    wait(lambda: not panel.logic.isTeaching(), seconds=200)
     assert ui.teachButton.text == "Teach"
     assert not is_shown(ui.teachProgressBar)
     assert ui.teachAddButton.enabled
@@ -365,7 +365,7 @@ def test_the_time_left_is_told(ui, panel, add_range, wait):
         told.add(ui.teachStatusLabel.text)
         return not panel.logic.isTeaching()
 
-    wait(look, seconds=60)
+    wait(look, seconds=200)
     assert "Loading the detector…" in told
     assert any(text.startswith("About ") for text in told)
 
@@ -379,7 +379,7 @@ def test_a_second_click_cancels(ui, panel, add_range, temporary, wait):
     assert ui.teachMessageLabel.text == "Cancelled. The slices are still in the list."
     assert ui.teachTable.rowCount == 7
     ui.teachButton.click()
-    wait(lambda: not panel.logic.isTeaching(), seconds=60)
+    wait(lambda: not panel.logic.isTeaching(), seconds=200)
     assert is_shown(ui.teachKeepButton)
     assert len(list(temporary.iterdir())) == 1  # that of the second
 
@@ -391,7 +391,7 @@ def test_a_scene_closed_meanwhile_does_not_stop_it(ui, panel, add_range, own_det
     ui.teachNameEdit.text = "Mine"
     ui.teachButton.click()
     slicer.mrmlScene.Clear(False)
-    wait(lambda: not panel.logic.isTeaching(), seconds=60)
+    wait(lambda: not panel.logic.isTeaching(), seconds=200)
     ui.teachKeepButton.click()
     assert [bundle.name for bundle in list_bundles(own_detectors)[0]] == ["Mine"]
 
@@ -403,7 +403,7 @@ def test_a_volume_deleted_meanwhile_does_not_stop_it(ui, panel, add_range, head,
     ui.teachNameEdit.text = "Mine"
     ui.teachButton.click()
     slicer.mrmlScene.RemoveNode(head)
-    wait(lambda: not panel.logic.isTeaching(), seconds=60)
+    wait(lambda: not panel.logic.isTeaching(), seconds=200)
     assert is_shown(ui.teachKeepButton)
     ui.teachTable.selectRow(0)
     assert "no longer open" in ui.teachMessageLabel.text
@@ -414,7 +414,7 @@ def test_it_goes_on_while_another_module_is_shown(ui, panel, add_range, wait):
     ui.teachNameEdit.text = "Mine"
     ui.teachButton.click()
     panel.exit()
-    wait(lambda: not panel.logic.isTeaching(), seconds=60)
+    wait(lambda: not panel.logic.isTeaching(), seconds=200)
     panel.enter()
     assert is_shown(ui.teachKeepButton)
 
@@ -427,7 +427,7 @@ def test_closing_slicer_or_reloading_leaves_nothing_behind(
     ui.teachNameEdit.text = "Mine"
     ui.teachButton.click()
     if ready:
-        wait(lambda: not panel.logic.isTeaching(), seconds=60)
+        wait(lambda: not panel.logic.isTeaching(), seconds=200)
         assert list(temporary.iterdir())
     panel.cleanup()
     wait(lambda: not list(temporary.iterdir()))

@@ -44,7 +44,7 @@ def done(logic, wait):
             self.append((taught, error))
 
         def wait(self):
-            wait(lambda: not logic.pollTeaching(), seconds=60)
+            wait(lambda: not logic.pollTeaching(), seconds=200)
             return self[-1]
 
     return Done()
