@@ -142,7 +142,7 @@ def test_the_spot_is_learned_and_nothing_is_found_where_there_is_none(spec, imag
         spec,
         images,
         tmp_path / "c.safetensors",
-        steps=30,
+        steps=60,
         learning_rate=4e-3,
         contrastive=0.0,
         small_steps=0,
@@ -158,7 +158,7 @@ def test_the_spot_is_learned_and_nothing_is_found_where_there_is_none(spec, imag
     with torch.no_grad():
         found = model.detector((pictures - mean) / std, torch.ones(2, SIDE, SIDE) > 0, text=presets[0])
     spot = torch.from_numpy(images.masks[4])
-    assert found.map[1][spot].mean() > found.map[1][~spot].mean() + 0.1
+    assert found.map[1][spot].mean() > found.map[1][~spot].mean() + 0.2
     assert found.score[1] > found.score[0]
 
 
