@@ -61,33 +61,33 @@ def test_a_batch_depends_on_seed_and_step_alone(images):
     one, again = batches(images).draw(7, 32), batches(images).draw(7, 32)
     other = batches(images).draw(8, 32)
     assert torch.equal(one.pictures, again.pictures)
-    assert torch.equal(one.masks, again.masks)
+    assert torch.equal(one.truth.masks, again.truth.masks)
     assert not torch.equal(one.pictures, other.pictures)
 
 
 def test_what_is_painted_is_abnormal_and_masked_and_what_is_not_is_neither(images):
     painted = [batches(images, outlined=0, painted=4, others=1).draw(step, SIDE) for step in range(12)]
-    lesions = torch.cat([b.masks[:4].flatten(1).any(1) for b in painted])
-    labels = torch.cat([b.abnormal[:4] for b in painted])
+    lesions = torch.cat([b.truth.masks[:4].flatten(1).any(1) for b in painted])
+    labels = torch.cat([b.truth.abnormal[:4] for b in painted])
     assert torch.equal(lesions, labels > 0)
     assert 0 < lesions.float().mean() < 1
-    assert all(b.has_mask[:4].all() and b.has_label[:4].all() for b in painted)
+    assert all(b.truth.has_mask[:4].all() and b.truth.has_label[:4].all() for b in painted)
 
 
 def test_what_no_source_says_is_not_claimed(images):
     for step in range(20):
         batch = batches(images, outlined=1, painted=1, others=8).draw(step, 32)
         for place, sentence in enumerate(batch.captions[2:], start=2):
-            if not batch.has_label[place]:
+            if not batch.truth.has_label[place]:
                 assert "normal" not in sentence
-            if batch.has_mask[place] and batch.abnormal[place] and batch.has_label[place]:
-                assert batch.masks[place].any()
+            if batch.truth.has_mask[place] and batch.truth.abnormal[place] and batch.truth.has_label[place]:
+                assert batch.truth.masks[place].any()
 
 
 def test_an_outlined_lesion_that_was_cropped_away_has_no_label(images):
     far = replace_masks(images, np.zeros((SIDE, SIDE), bool))
     batch = batches(far, painted=1, others=1).draw(1, 32)
-    assert not batch.has_label[:3].any()
+    assert not batch.truth.has_label[:3].any()
 
 
 def replace_masks(images, mask):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..datasets.records import ImageRecord, modality_family
 from ..synthesis import AnomalySynthesizer, SynthesisConfig, foreground, sample_generator
+from .anomaly_terms import Truth
 from .augmentation import random_appearance, random_placement
 from .captions import caption, subject
 
@@ -40,10 +41,7 @@ class JointBatch(NamedTuple):
     Attributes:
         plain: (B, 3, S, S) in [0, 1], before their appearance was changed; what the teacher sees.
         pictures: (B, 3, S, S) in [0, 1].
-        masks: (B, S, S) bool, lesions.
-        has_mask: (B,) bool, whether the mask is known.
-        abnormal: (B,) float, 1 for abnormal.
-        has_label: (B,) bool, whether that is known.
+        truth: lesions, at the side of the pictures, and labels.
         subjects: (B,) which images share a caption's subject, as numbers.
         captions: B sentences.
         kinds: (family of the modality, body part) of each image.
@@ -51,10 +49,7 @@ class JointBatch(NamedTuple):
 
     plain: Tensor
     pictures: Tensor
-    masks: Tensor
-    has_mask: Tensor
-    abnormal: Tensor
-    has_label: Tensor
+    truth: Truth
     subjects: Tensor
     captions: list[str]
     kinds: list[tuple[str, str]]
@@ -160,10 +155,7 @@ class JointBatches:
         return JointBatch(
             plain,
             random_appearance(plain, generator),
-            mask,
-            has_mask,
-            abnormal,
-            has_label,
+            Truth(mask, has_mask, abnormal, has_label),
             subjects,
             captions,
             [(modality_family(r.modality), r.body_part.split(",")[0]) for r in records],

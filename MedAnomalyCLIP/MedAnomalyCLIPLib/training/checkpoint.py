@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import UnreadableImage
+from ..errors import InvalidRequest, UnreadableImage
 from ..tensor_file import write_tensors
 
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of Adam and AdamW
@@ -63,6 +63,23 @@ def load_checkpoint(
             f"{path.name} is damaged, or no checkpoint of this training ({error})"
         ) from error
     return notes
+
+
+def resume(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: Optimizer, settings: Mapping[str, Any]
+) -> int:
+    """Put back what an interrupted training saved, and return the last step that it took; 0 without a file.
+
+    Raises:
+        InvalidRequest: it was trained with other settings.
+        UnreadableImage: see `load_checkpoint`.
+    """
+    if not path.is_file():
+        return 0
+    notes = load_checkpoint(path, modules, optimizer)
+    if notes.get("settings") != settings:
+        raise InvalidRequest(f"{path.name} was trained with other settings; delete it to start anew")
+    return int(notes["step"])
 
 
 def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], optimizer: Optimizer) -> None:

@@ -17,12 +17,11 @@ from torch.nn import functional as F
 
 from ..clip.tokenizer import create_tokenizer
 from ..clip.towers import TappedTokens
-from ..detectors.scoring import anomaly_map, smooth, two_class_cosines
 from ..synthesis import SynthesisConfig
 from .anomaly_batches import AnomalyImages, JointBatches
+from .anomaly_terms import TermWeights, Truth, anomaly_terms
 from .captions import state_sentences
-from .joint import MANY_SCALES, PEAK_SHARE, SENTENCES, JointModel
-from .losses import dice_loss, focal_loss, image_loss
+from .joint import MANY_SCALES, SENTENCES, JointModel
 from .tower import CLIP_MEAN, CLIP_STD, learning_rate, parameter_groups
 
 
@@ -35,7 +34,7 @@ class HeadTraining:
         outlined, painted, labelled: images of each part of a batch, see `JointBatches`.
         epochs: passes over what is kept.
         learning_rate, weight_decay, warmup: of AdamW.
-        focal, dice, image, peak: weights of the losses.
+        terms: weights of the losses.
         own_sentences: odds that an image is compared with sentences about its own kind, not about any.
         loss_side: side of the maps that the losses are taken of.
         synthesis: which lesions are painted.
@@ -50,10 +49,7 @@ class HeadTraining:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup: int = 50
-    focal: float = 4.0
-    dice: float = 1.0
-    image: float = 1.0
-    peak: float = 0.5
+    terms: TermWeights = field(default_factory=TermWeights)
     own_sentences: float = 0.7
     loss_side: int = 128
     synthesis: SynthesisConfig = field(default_factory=lambda: MANY_SCALES)
@@ -65,8 +61,7 @@ class Views(NamedTuple):
 
     Attributes:
         patches: for each tap (V, N, D), half precision; classes: (V, D); pooled: (V, E); grid: (h, w).
-        masks: (V, S, S) bool, at the side of the losses.
-        has_mask, has_label: (V,) bool; abnormal: (V,) float.
+        truth: of all views, masks at the side of the losses.
         kinds: of each view.
     """
 
@@ -74,10 +69,7 @@ class Views(NamedTuple):
     classes: tuple[Tensor, ...]
     pooled: Tensor
     grid: tuple[int, int]
-    masks: Tensor
-    has_mask: Tensor
-    abnormal: Tensor
-    has_label: Tensor
+    truth: Truth
     kinds: list[tuple[str, str]]
 
 
@@ -104,13 +96,11 @@ def train_heads(
     model.to(device).eval()
     views = keep_tokens(model, images, training, device=device, on_progress=on_progress)
     banks = _Sentences(model, list(dict.fromkeys(views.kinds)), device)
-    detector, spec = model.detector, model.detector.spec
+    detector = model.detector
     heads = torch.nn.ModuleDict({"adapters": detector.adapters, "class_head": detector.class_head})
     detector.class_head.reset_parameters()
     optimizer = torch.optim.AdamW(parameter_groups(heads, training.weight_decay), betas=(0.9, 0.98))
     steps, step = training.epochs * training.batches, 0
-    smoothing = spec.smoothing * training.loss_side / spec.tower.image_size
-    everywhere = torch.ones(1, spec.tower.image_size, spec.tower.image_size, dtype=torch.bool, device=device)
     for epoch in range(training.epochs):
         rng = np.random.default_rng([training.seed, epoch, 2])
         for chosen in np.array_split(rng.permutation(len(views.pooled)), training.batches):
@@ -125,25 +115,9 @@ def train_heads(
             text = banks.draw([views.kinds[i] for i in chosen], training.own_sentences, rng)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 aligned = detector.align_tokens(tokens)
-            maps = anomaly_map(
-                [two_class_cosines(features, text) for features in aligned.segmentation.patches],
-                aligned.grid,
-                training.loss_side,
-                scale=spec.scale,
-                fusion=spec.fusion,
-            )
-            known, labelled = views.has_mask[some].to(device), views.has_label[some].to(device)
-            masks, label = views.masks[some].to(device).float(), views.abnormal[some].to(device)
-            score = detector.class_score(aligned, text, everywhere.expand(len(some), -1, -1))
-            highest = smooth(maps, smoothing).flatten(1)
-            highest = highest.topk(max(1, round(PEAK_SHARE * training.loss_side**2)), dim=1).values.mean(1)
-            terms = {
-                "focal": focal_loss(maps[known], masks[known]),
-                "dice": dice_loss(maps[known], masks[known]),
-                "image": image_loss(score[labelled], label[labelled]),
-                "peak": image_loss(highest[labelled], label[labelled]),
-            }
-            loss = sum(getattr(training, name) * term for name, term in terms.items())
+            truth = Truth(*(part[some] for part in views.truth)).to(device)
+            terms = anomaly_terms(detector, aligned, text, truth)
+            loss = training.terms.sum(terms)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -178,17 +152,14 @@ def keep_tokens(
         batch = batches.draw(number, side)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             tokens = model.detector.tower((batch.pictures.to(device) - mean) / std)
-        small = F.adaptive_avg_pool2d(batch.masks[:, None].float(), training.loss_side)[:, 0] > 0.5
+        small = F.adaptive_avg_pool2d(batch.truth.masks[:, None].float(), training.loss_side)[:, 0] > 0.5
         found.append(
             Views(
                 tuple(tap.half().cpu() for tap in tokens.patches),
                 tuple(tap.half().cpu() for tap in tokens.classes),
                 tokens.pooled.float().cpu(),
                 tokens.grid,
-                small,
-                batch.has_mask,
-                batch.abnormal,
-                batch.has_label,
+                batch.truth._replace(masks=small),
                 batch.kinds,
             )
         )
@@ -199,10 +170,7 @@ def keep_tokens(
         tuple(torch.cat(taps) for taps in zip(*(views.classes for views in found), strict=True)),
         torch.cat([views.pooled for views in found]),
         found[0].grid,
-        torch.cat([views.masks for views in found]),
-        torch.cat([views.has_mask for views in found]),
-        torch.cat([views.abnormal for views in found]),
-        torch.cat([views.has_label for views in found]),
+        Truth(*(torch.cat(parts) for parts in zip(*(views.truth for views in found), strict=True))),
         [kind for views in found for kind in views.kinds],
     )
 

@@ -22,14 +22,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..clip.tokenizer import create_tokenizer
 from ..configuration import to_mapping
 from ..detectors.detector import AnomalyDetector
-from ..detectors.scoring import anomaly_map, smooth, two_class_cosines
 from ..detectors.specification import DetectorSpec
-from ..errors import InvalidRequest
 from ..synthesis import CutPaste, GaussIntensityChange, SourceDeformation, SynthesisConfig
 from .anomaly_batches import AnomalyImages, JointBatch, JointBatches
+from .anomaly_terms import TermWeights, anomaly_terms
 from .captions import state_sentences
-from .checkpoint import load_checkpoint, save_checkpoint
-from .losses import dice_loss, focal_loss, image_loss
+from .checkpoint import resume, save_checkpoint
 from .teacher import Teacher
 from .tower import (
     CLIP_MEAN,
@@ -50,7 +48,6 @@ MANY_SCALES = SynthesisConfig(
     identity_share=1.2,
     foreground_overlap=0.95,
 )
-PEAK_SHARE = 0.001  # of pixels, whose mean stands for the highest one while training
 SENTENCES = 3  # of each class that are drawn for each kind of image in each step
 
 
@@ -65,7 +62,8 @@ class JointTraining:
         small_side, small_steps: side of the images in the first steps, and how many these are; the rest is at
             the detector's own size.
         learning_rate, weight_decay, warmup: of AdamW, as in `TowerTraining`.
-        distillation, contrastive, focal, dice, image, peak: weights of the losses. 0 leaves one out.
+        distillation, contrastive: weights of these losses. 0 leaves one out.
+        terms: weights of the losses on maps and scores.
         own_sentences: odds that an image is compared with sentences about its own kind, not about any.
         synthesis: which lesions are painted.
         ema_decay: decay of the running average of weights, which is what training returns.
@@ -85,10 +83,7 @@ class JointTraining:
     warmup: int = 40
     distillation: float = 0.5
     contrastive: float = 0.2
-    focal: float = 4.0
-    dice: float = 1.0
-    image: float = 1.0
-    peak: float = 0.5
+    terms: TermWeights = field(default_factory=TermWeights)
     own_sentences: float = 0.7
     synthesis: SynthesisConfig = field(default_factory=lambda: MANY_SCALES)
     ema_decay: float = 0.996
@@ -161,14 +156,7 @@ def train_jointly(
     optimizer = torch.optim.AdamW(parameter_groups(model, training.weight_decay), betas=(0.9, 0.98))
     modules = {"model": model, "average": average}
     settings = {k: v for k, v in to_mapping(training).items() if k != "checkpoint_every"}
-    start = 0
-    if checkpoint.is_file():
-        notes = load_checkpoint(checkpoint, modules, optimizer)
-        if notes.get("settings") != settings:
-            raise InvalidRequest(
-                f"{checkpoint.name} was trained with other settings; delete it to start anew"
-            )
-        start = notes["step"]
+    start = resume(checkpoint, modules, optimizer, settings)
     losses = _Losses(model, spec, training, teacher_weights, images, device)
     model.train()
     for step in range(start + 1, training.steps + 1):
@@ -212,7 +200,7 @@ class _Losses:
             self.teacher.fit_statistics(_sample(images, training, spec.tower.image_size).to(device))
 
     def __call__(self, batch: JointBatch, step: int) -> dict[str, Tensor]:
-        training, spec, device = self.training, self.spec, self.device
+        training, device = self.training, self.device
         detector = self.model.detector
         pictures = batch.pictures.to(device)
         side = pictures.shape[-1]
@@ -226,24 +214,9 @@ class _Losses:
             "distillation": zero if self.teacher is None else self._distillation(batch.plain, tokens, side),
             "contrastive": self._contrastive(batch, tokens.pooled) if training.contrastive > 0 else zero,
         }
-        maps = anomaly_map(
-            [two_class_cosines(patches, text) for patches in aligned.segmentation.patches],
-            aligned.grid,
-            side,
-            scale=spec.scale,
-            fusion=spec.fusion,
-        )
-        known, labelled = batch.has_mask.to(device), batch.has_label.to(device)
-        masks, label = batch.masks.to(device).float(), batch.abnormal.to(device)
-        terms["focal"] = focal_loss(maps[known], masks[known])
-        terms["dice"] = dice_loss(maps[known], masks[known])
-        whole = torch.ones_like(maps, dtype=torch.bool)
-        terms["image"] = image_loss(detector.class_score(aligned, text, whole)[labelled], label[labelled])
-        smoothed = smooth(maps, spec.smoothing * side / spec.tower.image_size)
-        highest = smoothed.flatten(1).topk(max(1, round(PEAK_SHARE * side**2)), dim=1).values.mean(1)
-        terms["peak"] = image_loss(highest[labelled], label[labelled])
-        loss = sum(getattr(training, name) * term for name, term in terms.items())
-        return {"loss": loss, **terms}
+        found = anomaly_terms(detector, aligned, text, batch.truth.to(device))
+        towers = sum(getattr(training, name) * term for name, term in terms.items())
+        return {"loss": towers + training.terms.sum(found), **terms, **found}
 
     def _distillation(self, plain: Tensor, tokens: Any, side: int) -> Tensor:
         assert self.teacher is not None

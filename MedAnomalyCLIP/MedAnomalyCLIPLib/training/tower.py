@@ -22,10 +22,9 @@ from ..clip.specification import TowerSpec
 from ..clip.tokenizer import create_tokenizer
 from ..clip.towers import TappedClipViT, clip_with_state, create_clip
 from ..datasets.records import ImageRecord
-from ..errors import InvalidRequest
 from .augmentation import random_appearance, random_placement
 from .captions import caption, subject
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import resume, save_checkpoint
 from .teacher import CHANNELS, Teacher
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -153,14 +152,7 @@ def train_tower(
     optimizer = torch.optim.AdamW(parameter_groups(student, training.weight_decay), betas=(0.9, 0.98))
     modules = {"student": student, "average": average}
     settings = {k: v for k, v in asdict(training).items() if k != "checkpoint_every"}
-    start = 0
-    if checkpoint.is_file():
-        notes = load_checkpoint(checkpoint, modules, optimizer)
-        if notes.get("settings") != settings:
-            raise InvalidRequest(
-                f"{checkpoint.name} was trained with other settings; delete it to start anew"
-            )
-        start = notes["step"]
+    start = resume(checkpoint, modules, optimizer, settings)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
 
     student.train()
