@@ -57,7 +57,7 @@ test: $(VENV)/.for-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium MedAnomalyCLIP
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Python alone is enough: nothing is compiled, nothing installed.
 package:

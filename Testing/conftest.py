@@ -5,6 +5,7 @@ The detector is a tiny CLIP with random weights in a bundle: no test needs downl
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Test processes beside each other share the cores, and so do the commands that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ARCHITECTURES = Path(__file__).parent / "data" / "architectures"
 
