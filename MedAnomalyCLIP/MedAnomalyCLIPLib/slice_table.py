@@ -26,6 +26,7 @@ class SliceRow:
         peak: highest map value.
         peak_ras: (3,) where that is, RAS mm; None when the map is 0 everywhere.
         window: (darkest, brightest) pixel value that the detector told apart; None for colour.
+        unlike: whether the slice is unlike what the detector was made for; None when it cannot tell.
     """
 
     index: int
@@ -35,6 +36,7 @@ class SliceRow:
     peak: float
     peak_ras: tuple[float, float, float] | None
     window: tuple[float, float] | None = None
+    unlike: bool | None = None
 
     @classmethod
     def of(cls, result: AnomalyResult) -> SliceRow:
@@ -54,6 +56,7 @@ class SliceRow:
             peak=float(result.map[result.peak]),
             peak_ras=(r, a, s) if result.map.any() else None,
             window=None if result.window is None else (float(result.window[0]), float(result.window[1])),
+            unlike=None if result.unlike_threshold is None else result.is_unlike,
         )
 
     @classmethod
@@ -96,7 +99,7 @@ def to_pandas(results: Iterable[AnomalyResult | SliceRow], *, axis: int | None =
 
     Returns:
         Columns axis, index (from 0), number (from 1, as people count), score, percentile, area_mm2, peak,
-        peak_r_mm, peak_a_mm, peak_s_mm; NaN where there is no value.
+        peak_r_mm, peak_a_mm, peak_s_mm, NaN where there is no value; unlike, None where that is not known.
 
     Raises:
         DependencyMissing: pandas is not installed.
@@ -126,9 +129,10 @@ def to_pandas(results: Iterable[AnomalyResult | SliceRow], *, axis: int | None =
                 "peak_r_mm": r,
                 "peak_a_mm": a,
                 "peak_s_mm": s,
+                "unlike": row.unlike,
             }
         )
     columns = ("axis", "index", "number", "score", "percentile", "area_mm2", "peak")
-    frame = pandas.DataFrame(records, columns=[*columns, "peak_r_mm", "peak_a_mm", "peak_s_mm"])
-    numbers = list(frame.columns[3:])
+    frame = pandas.DataFrame(records, columns=[*columns, "peak_r_mm", "peak_a_mm", "peak_s_mm", "unlike"])
+    numbers = list(frame.columns[3:-1])
     return frame.astype(dict.fromkeys(numbers, float))

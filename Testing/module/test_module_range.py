@@ -199,6 +199,20 @@ def test_the_scores_are_plotted_along_the_volume(logic, head, detector):
     assert (series.GetXColumnName(), series.GetYColumnName()) == ("Slice", "Score")
 
 
+def test_slices_unlike_what_the_detector_was_made_for_are_told(logic, head):
+    from MedAnomalyCLIPLib.scene_table import write_table
+    from MedAnomalyCLIPLib.slice_table import SliceRow
+
+    node = logic.detectVolume(head, indices=[12]).tableNode
+    rows = [
+        SliceRow(at, 0.5, None, 0.0, 0.0, None, unlike=unlike)
+        for at, unlike in enumerate((True, False, None))
+    ]
+    write_table(node, rows, None)
+    column = node.GetTable().GetColumnByName("Unlike")
+    assert [column.GetValue(row) for row in range(3)] == ["yes", "no", ""]
+
+
 # One slice after the other
 
 

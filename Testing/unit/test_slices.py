@@ -141,6 +141,9 @@ def test_a_data_frame_has_a_row_for_each_slice():
     assert frame["percentile"].tolist()[0] == 50.0
     assert np.isnan(frame["peak_r_mm"][1])
     assert frame.dtypes["peak_r_mm"].kind == "f"
+    assert frame["unlike"].tolist() == [None, None]
+    known = replace(result_of(values, index=3), unlikeness=0.9, unlike_threshold=0.8)
+    assert to_pandas([known])["unlike"].tolist() == [True]
     assert to_pandas([row(1, 0.5)], axis=0)["axis"].tolist() == ["I"]
     assert list(to_pandas([]).columns) == list(frame.columns)
 
