@@ -241,7 +241,7 @@ class Bundle:
 
             clip, tokenize = self.build_clip(), create_tokenizer(self.manifest.detector.tower)
         except ImportError as error:
-            raise needs_full("Phrases of your own", error) from error
+            raise needs_full("Phrases of your own need", error) from error
         with torch.inference_mode():
             classes = [
                 clip.encode_text(tokenize(list(phrases)), normalize=True).mean(0)

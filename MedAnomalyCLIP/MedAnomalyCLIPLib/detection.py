@@ -17,9 +17,10 @@ from . import __version__
 from .bundle import Bundle, NormalReference, default_bundle_path
 from .errors import BundleInvalid, Cancelled, InvalidRequest
 from .geometry import SlicePlane, acquisition_axis, cut_slice, slice_count
-from .networks import AUTO, Network, load_network
+from .networks import Network, load_network
 from .prompt import Prompt, guess_preset
 from .result import AnomalyResult, Provenance
+from .runtime import AUTO
 from .volume import Volume
 
 if TYPE_CHECKING:

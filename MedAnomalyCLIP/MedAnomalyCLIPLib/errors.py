@@ -52,7 +52,7 @@ class DependencyMissing(MedAnomalyCLIPError):
 def needs_full(what: str, error: ImportError) -> DependencyMissing:
     """The error for something that the light installation leaves out; `what` begins its sentence."""
     return DependencyMissing(
-        f"{what} need the Python package {error.name}, which is not installed. In Slicer, click Install full "
+        f"{what} the Python package {error.name}, which is not installed. In Slicer, click Install full "
         "in the section Setup; elsewhere: pip install 'medanomalyclip[full]'"
     )
 

@@ -6,21 +6,19 @@ which it is.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .bundle import Bundle, BundleManifest
-from .errors import DependencyMissing, InvalidRequest
-from .runtime import select_device
+from .errors import DependencyMissing, InvalidRequest, needs_full
+from .runtime import AUTO, ONNX, RUNTIMES, TORCH, select_device
 
 if TYPE_CHECKING:
     import numpy as np
 
     from .detection import FeatureMaps
     from .preprocess import PlanePreprocessor
-
-AUTO, TORCH, ONNX = "auto", "torch", "onnx"
-RUNTIMES = (AUTO, TORCH, ONNX)
 
 
 class NetworkOutput(NamedTuple):
@@ -84,19 +82,34 @@ def load_network(
         DependencyMissing: a package is not installed.
         BundleInvalid: weights or graph cannot be used.
     """
-    try:
-        if _choose(bundle.manifest, device, runtime, with_features=features is not None) == ONNX:
+    if _choose(bundle.manifest, device, runtime, with_features=features is not None) == ONNX:
+        try:
             from .onnx_network import OnnxNetwork
 
             return OnnxNetwork.load(bundle)
-        where = select_device(device)
+        except ImportError as error:
+            raise DependencyMissing(
+                f"Python package {error.name} is not installed; install it with: pip install {error.name}"
+            ) from error
+    where = select_device(device)
+    try:
         from .torch_network import TorchNetwork
 
         return TorchNetwork(bundle.build(), bundle.manifest.preprocess, where, features)
     except ImportError as error:
-        raise DependencyMissing(
-            f"Python package {error.name} is not installed; install it with: pip install {error.name}"
-        ) from error
+        raise needs_full("This detector needs", error) from error
+
+
+def runtime_of(manifest: BundleManifest) -> str:
+    """What a detector would run in on this computer's CPU, with its version; empty if it cannot.
+
+    Nothing is imported to find out.
+    """
+    name, package = ("ONNX Runtime", "onnxruntime") if _serves(manifest) else ("PyTorch", "torch")
+    try:
+        return f"{name} {importlib.metadata.version(package)}".partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def runs_without_torch(manifest: BundleManifest) -> bool:
@@ -119,9 +132,13 @@ def _choose(manifest: BundleManifest, device: str, runtime: str, *, with_feature
                 "make the graph with: medanomalyclip export-onnx"
             )
         return ONNX
-    if not able or importlib.util.find_spec("onnxruntime") is None:
+    if with_features or not _serves(manifest):
         return TORCH
     return ONNX if device == "cpu" or (device == "auto" and not _gpu()) else TORCH
+
+
+def _serves(manifest: BundleManifest) -> bool:
+    return runs_without_torch(manifest) and importlib.util.find_spec("onnxruntime") is not None
 
 
 def _gpu() -> bool:

@@ -22,6 +22,7 @@ from .bundle import FILES, MANIFEST, NETWORK, WEIGHTS, Bundle, file_sha256, writ
 from .detectors.detector import AnomalyDetector
 from .errors import DependencyMissing, InvalidRequest
 from .output_folder import Staging, writing
+from .runtime import ONNX, TORCH
 
 OPSET = 20  # the first that knows GELU
 LARGEST_DIFFERENCE = 2e-5
@@ -169,7 +170,7 @@ def _compare(bundle: Bundle) -> None:
     Raises:
         InvalidRequest: they differ by more than rounding.
     """
-    from .networks import ONNX, TORCH, load_network
+    from .networks import load_network
 
     graph, original = (load_network(bundle, device="cpu", runtime=runtime) for runtime in (ONNX, TORCH))
     generator, size = np.random.default_rng(0), bundle.manifest.preprocess.size

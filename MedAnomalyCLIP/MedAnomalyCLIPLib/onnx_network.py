@@ -5,7 +5,6 @@ The graph is the bundle's `network.onnx`, which finds its weights in the bundle'
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from .bundle import NETWORK, WEIGHTS, Bundle
 from .errors import BundleInvalid
 from .networks import NetworkOutput
 from .numpy_preprocess import NumpyPreprocessor
+from .runtime import cpu_threads
 
 INPUTS = ("images", "valid", "text")
 OUTPUTS = ("map", "score", "unlikeness")
@@ -78,22 +78,10 @@ def _session(bundle: Bundle) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; its warnings are about constants that it does not fold
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = cpu_threads()
     try:
         return onnxruntime.InferenceSession(
             str(bundle.folder / NETWORK), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # as above
         raise BundleInvalid(f"{bundle.folder.name}/{NETWORK} cannot be used: {error}") from error
-
-
-def _threads() -> int:
-    """How many threads may compute: what OMP_NUM_THREADS says, which PyTorch obeys too; 0 for all cores."""
-    try:
-        told = int(os.environ.get("OMP_NUM_THREADS", ""))
-    except ValueError:
-        told = 0
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    if told > 0:
-        return told
-    return allowed if 0 < allowed < (os.cpu_count() or 1) else 0

@@ -29,11 +29,11 @@ from ..errors import InvalidRequest, MedAnomalyCLIPError
 from ..evaluation.image_sets import detect_records, mean_and_spread, set_figures
 from ..evaluation.report import evaluate
 from ..geometry import SlicePlane
-from ..networks import TORCH
 from ..output_folder import writing
 from ..overlay import render_overlay
 from ..prompt import Prompt
 from ..result import AnomalyResult
+from ..runtime import TORCH
 from ..torch_network import TorchNetwork
 from .default_detector import HELD_OUT_HEAD, read_records
 from .recipe import read_recipe
