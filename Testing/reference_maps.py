@@ -21,8 +21,10 @@ STEP = 1 / 65535
 """Maps are stored in 16 bits."""
 
 
-def reference_maps(batch_size: int = 1) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, float]]:
-    """What the bundled detector says of the images, all in batches of this size.
+def reference_maps(
+    batch_size: int = 1, runtime: str = "torch"
+) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, float]]:
+    """What the bundled detector says of the images, all in batches of this size, run by PyTorch or "onnx".
 
     Returns:
         Name, version and hash of the detector; (H, W) float32 map and score of each image.
@@ -33,7 +35,7 @@ def reference_maps(batch_size: int = 1) -> tuple[dict[str, Any], dict[str, np.nd
     from MedAnomalyCLIPLib.geometry import cut_slice
     from MedAnomalyCLIPLib.volume import read_volume
 
-    detector = SliceDetector.load(device="cpu")
+    detector = SliceDetector.load(device="cpu", runtime=runtime)
     planes = [cut_slice(read_volume(str(get_testdata_file(name))), 2, 0) for name in IMAGES]
     results = list(detector.detect_many(planes * 3, batch_size=batch_size))[: len(planes)]
     provenance = detector.provenance

@@ -1,7 +1,8 @@
 """A detector on disk: `bundle.json`, `weights.safetensors` and `MODEL_CARD.md`, nothing executable.
 
 `text_tower.safetensors` is the other half of the detector's CLIP. Detection needs it not, since text features
-are stored; new detectors are trained from it.
+are stored; new detectors are trained from it. `network.onnx` is the network's graph for ONNX Runtime on the
+CPU, which takes the weights from `weights.safetensors`; `onnx_export` makes it of a bundle that has none.
 
 Every field of the JSON is checked by name and type, the weights by size, hash, key, shape and type, before
 anything is built from them.
@@ -20,7 +21,7 @@ import numpy as np
 
 from .configuration import from_mapping, to_mapping
 from .detectors.specification import DetectorSpec, PresetSpec
-from .errors import BundleInvalid, OutputFailed
+from .errors import BundleInvalid, OutputFailed, needs_full
 from .output_folder import Staging, clear_remains, writing
 from .plain_files import read_small_file
 from .preprocess import PreprocessSpec
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, WEIGHTS, CARD = "bundle.json", "weights.safetensors", "MODEL_CARD.md"
-TEXT_TOWER = "text_tower.safetensors"
+TEXT_TOWER, NETWORK = "text_tower.safetensors", "network.onnx"
+FILES = (MANIFEST, WEIGHTS, CARD, TEXT_TOWER, NETWORK)
 _LARGEST_MANIFEST = 4 * 2**20
 _LONGEST_CARD = 2**20
 _FLOATING = ("F", "BF")  # how safetensors names such types
@@ -112,6 +114,7 @@ class BundleManifest:
         quality: measured figures, {test set: {figure: value}}.
         weights_bytes, weights_sha256: of `weights.safetensors`.
         text_bytes, text_sha256: of `text_tower.safetensors`; 0 and "" where there is none.
+        network_bytes, network_sha256: of `network.onnx`, likewise.
     """
 
     format: int
@@ -132,6 +135,8 @@ class BundleManifest:
     weights_sha256: str = ""
     text_bytes: int = 0
     text_sha256: str = ""
+    network_bytes: int = 0
+    network_sha256: str = ""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -199,6 +204,8 @@ class Bundle:
         _check_file(folder / WEIGHTS, manifest.weights_bytes, manifest.weights_sha256)
         if manifest.text_sha256:
             _check_file(folder / TEXT_TOWER, manifest.text_bytes, manifest.text_sha256)
+        if manifest.network_sha256:
+            _check_file(folder / NETWORK, manifest.network_bytes, manifest.network_sha256)
         return cls(folder, manifest, read_card(folder))
 
     def build(self) -> AnomalyDetector:
@@ -219,24 +226,28 @@ class Bundle:
         _load_exactly(detector, _read_tensors(self.folder / WEIGHTS), where)
         return detector.eval()
 
-    def encode_phrases(self, normal: Sequence[str], abnormal: Sequence[str]) -> Tensor:
+    def encode_phrases(self, normal: Sequence[str], abnormal: Sequence[str]) -> np.ndarray:
         """(2, E) text features of phrases, unit length, normal first: those of a class averaged.
 
         Raises:
             BundleInvalid: the bundle comes without the text tower.
+            DependencyMissing: PyTorch or open_clip, which read phrases, is not installed.
         """
-        import torch
-        from torch.nn import functional as F
+        try:
+            import torch
+            from torch.nn import functional as F
 
-        from .clip.tokenizer import create_tokenizer
+            from .clip.tokenizer import create_tokenizer
 
-        clip, tokenize = self.build_clip(), create_tokenizer(self.manifest.detector.tower)
+            clip, tokenize = self.build_clip(), create_tokenizer(self.manifest.detector.tower)
+        except ImportError as error:
+            raise needs_full("Phrases of your own need", error) from error
         with torch.inference_mode():
             classes = [
                 clip.encode_text(tokenize(list(phrases)), normalize=True).mean(0)
                 for phrases in (normal, abnormal)
             ]
-            return F.normalize(torch.stack(classes), dim=-1)
+            return F.normalize(torch.stack(classes), dim=-1).numpy()
 
     def build_clip(self) -> Any:
         """Both towers of the detector's CLIP, in float32 on the CPU: open_clip's model.
@@ -288,14 +299,13 @@ def save_bundle(
         partial = staging.folder
         try:
             size, sha256 = _write_tensors(partial / WEIGHTS, detector.state_dict())
-            manifest = replace(
-                manifest, weights_bytes=size, weights_sha256=sha256, text_bytes=0, text_sha256=""
-            )
+            manifest = replace(manifest, weights_bytes=size, weights_sha256=sha256)
+            # A graph that there was is of other weights; `onnx_export` makes it anew.
+            manifest = replace(manifest, text_bytes=0, text_sha256="", network_bytes=0, network_sha256="")
             if text_tower is not None:
                 size, sha256 = _write_tensors(partial / TEXT_TOWER, text_tower)
                 manifest = replace(manifest, text_bytes=size, text_sha256=sha256)
-            text = json.dumps(to_mapping(manifest), indent=2)
-            (partial / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            write_manifest(partial, manifest)
             (partial / CARD).write_text(card, encoding="utf-8")
             staging.appear()
         finally:
@@ -318,7 +328,7 @@ def check_bundle_place(folder: Path, *, overwrite: bool) -> None:
         present = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if present and not overwrite:
         raise OutputFailed(f"{folder.name} exists already; use --overwrite, or another --output")
-    foreign = sorted(present - {MANIFEST, WEIGHTS, CARD, TEXT_TOWER})
+    foreign = sorted(present - set(FILES))
     if foreign:
         raise OutputFailed(
             f"{folder.name} holds {foreign[0]}, which is no part of a detector; "
@@ -357,6 +367,12 @@ def read_manifest(folder: Path) -> BundleManifest:
     except (ValueError, RecursionError) as error:
         raise BundleInvalid(f"{where} is not valid JSON: {error}") from error
     return from_mapping(BundleManifest, data, where, BundleInvalid)
+
+
+def write_manifest(folder: Path, manifest: BundleManifest) -> None:
+    """Write `bundle.json` into a folder that nobody reads yet."""
+    text = json.dumps(to_mapping(manifest), indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def read_card(folder: Path) -> str:

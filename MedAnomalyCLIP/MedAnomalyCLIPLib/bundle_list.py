@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import MANIFEST, TEXT_TOWER, WEIGHTS, BundleManifest, check_size, read_manifest
+from .bundle import MANIFEST, NETWORK, TEXT_TOWER, WEIGHTS, BundleManifest, check_size, read_manifest
 from .errors import BundleInvalid
 
 
@@ -33,6 +33,8 @@ class BundleSummary:
         check_size(folder / WEIGHTS, manifest.weights_bytes)
         if manifest.text_sha256:
             check_size(folder / TEXT_TOWER, manifest.text_bytes)
+        if manifest.network_sha256:
+            check_size(folder / NETWORK, manifest.network_bytes)
         return cls(folder, manifest)
 
     @property

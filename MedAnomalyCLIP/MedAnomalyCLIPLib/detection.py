@@ -15,19 +15,18 @@ import numpy as np
 
 from . import __version__
 from .bundle import Bundle, NormalReference, default_bundle_path
-from .errors import BundleInvalid, Cancelled, DependencyMissing, InvalidRequest
+from .errors import BundleInvalid, Cancelled, InvalidRequest
 from .geometry import SlicePlane, acquisition_axis, cut_slice, slice_count
+from .networks import Network, load_network
 from .prompt import Prompt, guess_preset
 from .result import AnomalyResult, Provenance
-from .runtime import select_device
+from .runtime import AUTO
 from .volume import Volume
 
 if TYPE_CHECKING:
     import torch
 
-    from .detectors.detector import AnomalyDetector
     from .detectors.specification import PresetSpec
-    from .preprocess import SlicePreprocessor
 
 Window = tuple[float, float]
 # Another network: prepared images (B, 3, S, S) in, for each tap a feature map (B, channels, h, w) out.
@@ -35,64 +34,53 @@ FeatureMaps = Callable[["torch.Tensor"], "Sequence[torch.Tensor]"]
 
 
 class SliceDetector:
-    """A bundle's network on a device, with everything that turns a plane into its input and back.
+    """A bundle's network where it runs, with everything that turns a plane into its input and back.
 
     Not safe for use by two threads at once: give it to one worker.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        network: AnomalyDetector,
-        preprocessor: SlicePreprocessor,
-        device: torch.device,
-        features: FeatureMaps | None = None,
-    ) -> None:
+    def __init__(self, bundle: Bundle, network: Network) -> None:
         self._bundle = bundle
         self._manifest = bundle.manifest
-        self._network = network.to(device).eval()
-        self._preprocessor = preprocessor
-        self._device = device
-        self._features = features
-        self._texts: dict[Prompt, torch.Tensor] = {}
+        self._network = network
+        self._preprocessor = network.preprocessor
+        self._texts: dict[Prompt, np.ndarray] = {}
         self.card = bundle.card
         self.provenance = Provenance(
             bundle=self._manifest.name,
             bundle_version=self._manifest.version,
             bundle_sha256=self._manifest.weights_sha256,
             software_version=__version__,
-            device=str(device),
-            precision="float32",
+            device=network.device,
+            precision=network.precision,
+            runtime=network.runtime,
         )
 
     @classmethod
     def load(
-        cls, bundle: Path | str | None = None, *, device: str = "auto", features: FeatureMaps | None = None
+        cls,
+        bundle: Path | str | None = None,
+        *,
+        device: str = "auto",
+        runtime: str = AUTO,
+        features: FeatureMaps | None = None,
     ) -> SliceDetector:
         """Read a detector from disk and make it ready.
 
         Args:
             bundle: folder of the detector; None for the one that ships with MedAnomalyCLIP.
             device: see `runtime.select_device`.
+            runtime: "torch", "onnx" or "auto", see `networks.load_network`.
             features: gives the maps of another network that some detectors fuse, DiffusionCLIP as published
                 among them.
 
         Raises:
             BundleInvalid: the folder holds no detector, or a damaged one.
-            DependencyMissing: torch, MONAI or open_clip is not installed.
+            DependencyMissing: a package is not installed that it needs.
+            InvalidRequest: there is no such device or runtime.
         """
-        where = select_device(device)
         checked = Bundle.load(default_bundle_path() if bundle is None else bundle)
-        try:
-            from .preprocess import SlicePreprocessor
-
-            preprocessor = SlicePreprocessor(checked.manifest.preprocess)
-            network = checked.build()
-        except ImportError as error:
-            raise DependencyMissing(
-                f"Python package {error.name} is not installed; install it with: pip install {error.name}"
-            ) from error
-        return cls(checked, network, preprocessor, where, features)
+        return cls(checked, load_network(checked, device=device, runtime=runtime, features=features))
 
     @property
     def name(self) -> str:
@@ -114,13 +102,9 @@ class SliceDetector:
         return self._manifest.unlike_threshold
 
     @property
-    def network(self) -> AnomalyDetector:
-        """The network, on its device."""
+    def network(self) -> Network:
+        """What is run."""
         return self._network
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
 
     @property
     def input_size(self) -> int:
@@ -200,27 +184,24 @@ class SliceDetector:
         prompt: Prompt,
         calibration: _Calibration,
     ) -> list[AnomalyResult]:
-        import torch
-
         started = time.perf_counter()
         prepared = [self._preprocessor.prepare(plane, window) for plane in planes]
-        images = torch.stack([p.tensor for p in prepared]).to(self._device)
-        valid = torch.stack([p.valid for p in prepared]).to(self._device)
+        images, valid = (
+            np.stack([np.asarray(p.tensor) for p in prepared]),
+            np.stack([np.asarray(p.valid) for p in prepared]),
+        )
         ready = time.perf_counter()
-        with torch.inference_mode():
-            features = None if self._features is None else self._features(images)
-            detection = self._network(images, valid, features, self._text(prompt))
-            maps, scores = detection.map.float().cpu(), detection.score.float().cpu()
-            unlike = [None] * len(planes) if detection.unlikeness is None else detection.unlikeness.tolist()
-        if not (maps.isfinite().all() and scores.isfinite().all()):
+        found = self._network(images, valid, self._text(prompt))
+        if not (np.isfinite(found.map).all() and np.isfinite(found.score).all()):
             raise BundleInvalid(
                 f"Detector {self.name!r} gives values that are no numbers: its weights are damaged, or too "
                 "large for what they are computed in; choose another detector"
             )
+        unlike = [None] * len(planes) if found.unlikeness is None else found.unlikeness.tolist()
         done = time.perf_counter()
         plane_maps = [
             np.where(plane.valid, self._preprocessor.map_back(network_map, item.fit), np.float32(0))
-            for plane, item, network_map in zip(planes, prepared, maps, strict=True)
+            for plane, item, network_map in zip(planes, prepared, found.map, strict=True)
         ]
         seconds = {
             "preprocess": (ready - started) / len(planes),
@@ -244,20 +225,19 @@ class SliceDetector:
                 timings=seconds,
             )
             for plane, item, plane_map, score, distance in zip(
-                planes, prepared, plane_maps, scores.tolist(), unlike, strict=True
+                planes, prepared, plane_maps, found.score.tolist(), unlike, strict=True
             )
         ]
 
-    def _text(self, prompt: Prompt) -> torch.Tensor | None:
+    def _text(self, prompt: Prompt) -> np.ndarray | None:
         """(2, E) what planes are compared with; None for what the network holds itself."""
         if prompt == Prompt():
             return None
         if prompt not in self._texts:
             if prompt.has_phrases:
-                found = self._bundle.encode_phrases(prompt.normal, prompt.abnormal)
+                self._texts[prompt] = self._bundle.encode_phrases(prompt.normal, prompt.abnormal)
             else:
-                found = self._network.preset_banks[self._preset_names().index(prompt.preset)]
-            self._texts[prompt] = found.to(self._device)
+                self._texts[prompt] = self._network.preset_texts[self._preset_names().index(prompt.preset)]
         return self._texts[prompt]
 
     def _preset_names(self) -> list[str]:

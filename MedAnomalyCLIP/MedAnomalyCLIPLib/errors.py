@@ -49,6 +49,14 @@ class DependencyMissing(MedAnomalyCLIPError):
     """A Python package that this step needs and that cannot be imported."""
 
 
+def needs_full(what: str, error: ImportError) -> DependencyMissing:
+    """The error for something that the light installation leaves out; `what` begins its sentence."""
+    return DependencyMissing(
+        f"{what} the Python package {error.name}, which is not installed. In Slicer, click Install full "
+        "in the section Setup; elsewhere: pip install 'medanomalyclip[full]'"
+    )
+
+
 class OutputFailed(MedAnomalyCLIPError):
     """A result that could not be written: unwritable folder, full disk, existing files."""
 

@@ -350,6 +350,7 @@ def _describe_run(result: AnomalyResult) -> dict[str, Any]:
         "threshold": float(result.threshold),
         "device": provenance.device,
         "precision": provenance.precision,
+        "runtime": provenance.runtime,
     }
 
 

@@ -20,6 +20,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from .errors import Cancelled, DependencyMissing, InvalidRequest
+from .panel_packages import FULL, LIGHT
 from .panel_words import size_words
 from .readiness import (
     InstallPlan,
@@ -42,8 +43,12 @@ Tell = Callable[[str], None]
 class SlicerEnvironment:
     """What installing asks of Slicer and of the reader."""
 
+    def __init__(self, *, light: bool = False) -> None:
+        """`light` leaves out PyTorch and what stands on it."""
+        self._requirements = resource_path(LIGHT if light else FULL)
+
     def packages(self) -> tuple[Package, ...]:
-        return check_packages(resource_path("requirements.txt"))
+        return check_packages(self._requirements)
 
     def confirm(self, title: str, text: str) -> bool:
         """Ask the reader. In testing mode, where Slicer's own questions answer yes, nothing is installed."""

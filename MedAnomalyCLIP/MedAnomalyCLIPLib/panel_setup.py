@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from .downloads import delete_downloads, downloaded_bytes, downloads_folder
 from .errors import MedAnomalyCLIPError
 from .panel_background import BackgroundCall
 from .panel_install import installation_pending
+from .panel_packages import FULL
 from .panel_words import duration_words, size_words
-from .readiness import Readiness, Speed
+from .readiness import Package, Readiness, Speed, check_packages, plan_installation
+from .resources import resource_path
 from .result import AnomalyResult
 from .runtime import device_title
 
@@ -42,8 +44,8 @@ class SetupSection:
     ) -> None:
         """
         Args:
-            ui: holds setupSection, packagesLabel, installButton, wheelsPath, speedLabel, measureButton,
-                downloadsLabel, deleteDownloadsButton and setupMessageLabel.
+            ui: holds setupSection, packagesLabel, installLightButton, installButton, wheelsPath, speedLabel,
+                measureButton, downloadsLabel, deleteDownloadsButton and setupMessageLabel.
             logic: the module's.
             chosen: gives the folder of the detector and the device that are chosen.
             log: keeps a line of what was done.
@@ -55,6 +57,7 @@ class SetupSection:
         self._warm: frozenset[tuple[str, str]] = frozenset()  # detectors that have run, with their device
         self._tell("")
         ui.wheelsPath.currentPath = qt.QSettings().value(_WHEELS_SETTING, "") or ""
+        ui.installLightButton.connect("clicked(bool)", self._install_light_clicked)
         ui.installButton.connect("clicked(bool)", self._install_clicked)
         ui.measureButton.connect("clicked(bool)", self._measure_clicked)
         ui.deleteDownloadsButton.connect("clicked(bool)", self._delete_clicked)
@@ -78,10 +81,16 @@ class SetupSection:
         """
         readiness = self.readiness = self._logic.isReady()
         ui = self._ui
-        ui.setupSection.text = _("Setup: ready") if readiness else _("Setup: not ready")
-        ui.packagesLabel.text = packages_words(readiness)
-        ui.installButton.enabled = bool(readiness.missing)
-        ui.wheelsPath.enabled = bool(readiness.missing)
+        full = check_packages(resource_path(FULL))
+        lacking = any(not package.satisfied for package in full)
+        if not readiness:
+            ui.setupSection.text = _("Setup: not ready")
+        else:
+            ui.setupSection.text = _("Setup: ready, light") if lacking else _("Setup: ready")
+        ui.packagesLabel.text = packages_words(readiness, full)
+        ui.installLightButton.enabled = bool(readiness.missing)
+        ui.installButton.enabled = lacking
+        ui.wheelsPath.enabled = lacking
         self.update_speed()
         taken = downloaded_bytes()
         folder = downloads_folder()
@@ -117,20 +126,27 @@ class SetupSection:
         seconds = sum(result.timings.values())
         warm, self._warm = (folder, device) in self._warm, self._warm | {(folder, device)}
         if warm and seconds > 0:
-            where = result.provenance.device
-            remember_speed(folder, device, Speed(where, device_title(where), seconds))
+            where = result.provenance
+            title = device_title(where.device, where.runtime)
+            remember_speed(folder, device, Speed(where.device, title, seconds))
             self.update_speed()
 
     def _tell(self, text: str) -> None:
         self._ui.setupMessageLabel.text = text
         self._ui.setupMessageLabel.setVisible(bool(text))
 
+    def _install_light_clicked(self) -> None:
+        self._install(light=True)
+
     def _install_clicked(self) -> None:
+        self._install(light=False)
+
+    def _install(self, *, light: bool) -> None:
         wheels = self._ui.wheelsPath.currentPath
         qt.QSettings().setValue(_WHEELS_SETTING, wheels)
         folder = Path(wheels) if wheels else None
         self._run_install(
-            lambda: self._logic.setupPythonRequirements(ask=True, wheels=folder, tell=self._log)
+            lambda: self._logic.setupPythonRequirements(ask=True, wheels=folder, tell=self._log, light=light)
         )
 
     def _resume(self) -> None:
@@ -138,7 +154,7 @@ class SetupSection:
 
     def _run_install(self, install: Callable[[], Any]) -> None:
         self._tell("")
-        self._ui.installButton.enabled = False
+        self._ui.installLightButton.enabled = self._ui.installButton.enabled = False
         try:
             install()
         except MedAnomalyCLIPError as error:
@@ -187,17 +203,36 @@ class SetupSection:
         self.update()
 
 
-def packages_words(readiness: Readiness) -> str:
-    """What is missing and what is there, as rich text whose words come from package names only."""
+def packages_words(readiness: Readiness, full: Sequence[Package]) -> str:
+    """What is missing and what is there, as rich text whose words come from package names only.
+
+    Args:
+        readiness: for the bundled detector.
+        full: packages of the full installation.
+    """
+    lacking = [package for package in full if not package.satisfied]
     lines = []
-    if readiness:
+    if readiness and not lacking:
         lines.append(_("All packages are installed."))
+    elif readiness:
+        lines.append(_("The bundled detector is ready, on the CPU."))
     else:
         lines += [f"<b>{html.escape(reason)}</b>" for reason in readiness.reasons]
-    present = [f"{p.name} {p.installed}".strip() for p in readiness.packages if p.satisfied]
+    if readiness.missing:
+        words = _("Light: the bundled detector on the CPU; {size}.")
+        lines.append(words.format(size=_room(readiness.packages)))
+    if lacking:
+        words = _("Full: also GPUs, other detectors, phrases of your own and Teach; {size}.")
+        lines.append(words.format(size=_room(full)))
+    present = [f"{p.name} {p.installed}".strip() for p in full if p.satisfied]
     if present:
         lines.append(html.escape(_("Installed: {names}").format(names=", ".join(present))))
     return "<br>".join(lines)
+
+
+def _room(packages: Sequence[Package]) -> str:
+    """How much room installing what is missing would take."""
+    return size_words(plan_installation(packages).megabytes)
 
 
 def remembered_speed(folder: str, device: str) -> Speed | None:

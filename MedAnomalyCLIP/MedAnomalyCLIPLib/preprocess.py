@@ -7,6 +7,7 @@ Every number comes from a `PreprocessSpec`, which a bundle stores as JSON.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ COLOURS = ("keep", "grey")
 DEFAULT_WINDOW = "default"
 
 _LARGEST = 8e307  # twice this is still a float64
-_NARROWEST = 1e-30  # a window narrower than this cannot be divided by in float32
+NARROWEST_WINDOW = 1e-30  # a window narrower than this cannot be divided by in float32
 
 
 @dataclass(frozen=True)
@@ -182,35 +183,28 @@ class Prepared:
     """A slice as the network takes it.
 
     Attributes:
-        tensor: (3, S, S) float32, windowed, squared and normalised.
-        valid: (S, S) bool, False on the padding and where the slice has no image.
+        tensor: (3, S, S) float32, windowed, squared and normalised; an array if made without PyTorch.
+        valid: (S, S) bool, likewise; False on the padding and where the slice has no image.
         fit: where the slice lies in it.
         window: (low, high) stored values that became 0 and 1 before normalisation.
     """
 
-    tensor: torch.Tensor
-    valid: torch.Tensor
+    tensor: Any
+    valid: Any
     fit: SquareFit
     window: tuple[float, float]
 
 
-class SlicePreprocessor:
+class PlanePreprocessor(ABC):
     """Turns slices into network input as one `PreprocessSpec` says, and maps back onto slices.
 
     Window (stored values to [0, 1]; pixels without an image become 0), resize, pad with 0 to a square, three
-    equal channels if there is one, normalise. MONAI does each step but the resize: its
-    `Resize(anti_aliasing=True)` filters across a border of zeros, so that a white picture of 512 x 300 pixels
-    has grey corners (0.84), and it takes half a second for an X-ray. PyTorch's own antialiased interpolation,
-    the filter of Pillow with which CLIP was trained, does neither.
+    equal channels if there is one, normalise. `SlicePreprocessor` does so with MONAI and PyTorch,
+    `numpy_preprocess.NumpyPreprocessor` without them; a test holds the two against each other.
     """
 
     def __init__(self, spec: PreprocessSpec) -> None:
-        from monai.transforms import Compose, NormalizeIntensity, RepeatChannel, SpatialPad
-
         self.spec = spec
-        normalise = NormalizeIntensity(subtrahend=spec.mean, divisor=spec.std, channel_wise=True)
-        pad = SpatialPad((spec.size, spec.size), mode="constant", value=0.0)
-        self._finish = {1: Compose([pad, RepeatChannel(3), normalise]), 3: Compose([pad, normalise])}
 
     def prepare(self, plane: SlicePlane, window: tuple[float, float] | None = None) -> Prepared:
         """Make the network's input of a plane.
@@ -224,14 +218,12 @@ class SlicePreprocessor:
         """
         values, valid = _numbers_of(plane)
         low, high = self._window(plane, values, valid) if window is None else _checked_window(window)
-        image = _scaled(values, valid, low, high)
+        if valid is not None:
+            values[~valid] = low
+        image = values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
         fit = SquareFit.of(plane.shape, plane.spacing, self.spec.size)
-        fitted = _resized(image, fit.fitted_shape, self.spec.interpolation).clamp_(0, 1)
-        if self.spec.colour == "grey" and len(fitted) == 3:
-            fitted = fitted.mean(0, keepdim=True)
-        tensor = self._finish[len(fitted)](fitted).as_tensor()
         inside = np.ones(plane.shape, dtype=bool) if valid is None else valid
-        return Prepared(tensor, mask_in_square(inside, fit), fit, (low, high))
+        return Prepared(self._square(image, low, high, fit), self._square_mask(inside, fit), fit, (low, high))
 
     def picture(self, prepared: Prepared) -> np.ndarray:
         """What the network is shown, as a picture: normalisation undone, padding and invalid pixels black.
@@ -239,11 +231,11 @@ class SlicePreprocessor:
         Shapes:
             returns: (S, S, 3) uint8.
         """
-        import torch
-
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.spec.mean, self.spec.std))
-        grey = (prepared.tensor * std + mean).clamp_(0, 1)
-        return grey.mul(255).round_().to(torch.uint8).permute(1, 2, 0).numpy()
+        mean, std = (
+            np.array(values, np.float32)[:, None, None] for values in (self.spec.mean, self.spec.std)
+        )
+        grey = (np.asarray(prepared.tensor) * std + mean).clip(0, 1)
+        return np.ascontiguousarray((grey * 255).round().astype(np.uint8).transpose(1, 2, 0))
 
     def map_back(self, network_map: torch.Tensor | np.ndarray, fit: SquareFit) -> np.ndarray:
         """Bring a map on the network's square back to a plane's own pixels.
@@ -258,19 +250,30 @@ class SlicePreprocessor:
         Returns:
             (H, W) float32.
         """
-        import torch
-
-        square = torch.as_tensor(network_map).detach().to("cpu", torch.float32)
+        if not isinstance(network_map, np.ndarray):
+            network_map = network_map.detach().float().cpu().numpy()
+        square = network_map.astype(np.float32, copy=False)
         if square.shape != (fit.size, fit.size):
-            raise ValueError(f"map {tuple(square.shape)} does not fit the network's {fit.size} x {fit.size}")
+            raise ValueError(f"map {square.shape} does not fit the network's {fit.size} x {fit.size}")
         rows, columns = fit.fitted_shape
-        image = square[None, None, fit.top : fit.top + rows, fit.left : fit.left + columns]
-        plane_map = torch.nn.functional.interpolate(
-            image, size=fit.plane_shape, mode="bilinear", align_corners=False
-        )
-        return (
-            plane_map[0, 0].clamp_(image.min(), image.max()).numpy()
-        )  # rounding may leave the range by a bit
+        shown = square[fit.top : fit.top + rows, fit.left : fit.left + columns]
+        # Rounding may leave the range by a bit.
+        return self._enlarged(shown, fit.plane_shape).clip(shown.min(), shown.max())
+
+    @abstractmethod
+    def _square(self, image: np.ndarray, low: float, high: float, fit: SquareFit) -> Any:
+        """(1 or 3, H, W) float32 or float64 stored values to the network's (3, S, S) float32 input.
+
+        A window without width makes all pixels black.
+        """
+
+    @abstractmethod
+    def _square_mask(self, inside: np.ndarray, fit: SquareFit) -> Any:
+        """See `mask_in_square`."""
+
+    @abstractmethod
+    def _enlarged(self, image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """(h, w) float32 brought to (H, W), bilinear, edges aligned, whichever is larger."""
 
     def _window(self, plane: SlicePlane, values: np.ndarray, valid: np.ndarray | None) -> tuple[float, float]:
         rule = self.spec.window_rule(plane)
@@ -285,6 +288,41 @@ class SlicePreprocessor:
             return float(inside.min()), float(inside.max())
         low, high = np.percentile(inside, np.array([rule.lower, rule.upper], dtype=np.float64))
         return float(low), float(high)
+
+
+class SlicePreprocessor(PlanePreprocessor):
+    """With MONAI and PyTorch; what it makes are tensors.
+
+    MONAI does each step but the resize: its `Resize(anti_aliasing=True)` filters across a border of zeros, so
+    that a white picture of 512 x 300 pixels has grey corners (0.84), and it takes half a second for an X-ray.
+    PyTorch's own antialiased interpolation, the filter of Pillow with which CLIP was trained, does neither.
+    """
+
+    def __init__(self, spec: PreprocessSpec) -> None:
+        from monai.transforms import Compose, NormalizeIntensity, RepeatChannel, SpatialPad
+
+        super().__init__(spec)
+        normalise = NormalizeIntensity(subtrahend=spec.mean, divisor=spec.std, channel_wise=True)
+        pad = SpatialPad((spec.size, spec.size), mode="constant", value=0.0)
+        self._finish = {1: Compose([pad, RepeatChannel(3), normalise]), 3: Compose([pad, normalise])}
+
+    def _square(self, image: np.ndarray, low: float, high: float, fit: SquareFit) -> torch.Tensor:
+        scaled = _scaled(image, low, high)
+        fitted = _resized(scaled, fit.fitted_shape, self.spec.interpolation).clamp_(0, 1)
+        if self.spec.colour == "grey" and len(fitted) == 3:
+            fitted = fitted.mean(0, keepdim=True)
+        return self._finish[len(fitted)](fitted).as_tensor()
+
+    def _square_mask(self, inside: np.ndarray, fit: SquareFit) -> torch.Tensor:
+        return mask_in_square(inside, fit)
+
+    def _enlarged(self, image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        import torch
+
+        square = torch.from_numpy(np.ascontiguousarray(image))[None, None]
+        return torch.nn.functional.interpolate(square, shape, mode="bilinear", align_corners=False)[
+            0, 0
+        ].numpy()
 
 
 def _numbers_of(plane: SlicePlane) -> tuple[np.ndarray, np.ndarray | None]:
@@ -303,25 +341,21 @@ def _numbers_of(plane: SlicePlane) -> tuple[np.ndarray, np.ndarray | None]:
     return values, None if valid.all() else valid
 
 
-def _scaled(values: np.ndarray, valid: np.ndarray | None, low: float, high: float) -> torch.Tensor:
-    """Window to [0, 1], changing `values`; invalid pixels become 0, and all do in a window without width.
+def _scaled(image: np.ndarray, low: float, high: float) -> torch.Tensor:
+    """Window to [0, 1]; all become 0 in a window without width.
 
     Shapes:
-        values: (H, W) or (H, W, 3).
-        returns: (1, H, W) or (3, H, W) float32.
+        image: (C, H, W).
+        returns: (C, H, W) float32.
     """
     import torch
     from monai.transforms import ScaleIntensityRange
     from monai.utils import convert_to_tensor
 
-    if valid is not None:
-        values[~valid] = low
-    image = torch.from_numpy(
-        values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
-    )
-    if high - low < _NARROWEST:
+    if high - low < NARROWEST_WINDOW:
         return torch.zeros(image.shape)
-    return convert_to_tensor(ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)(image), track_meta=False)
+    scale = ScaleIntensityRange(low, high, 0.0, 1.0, clip=True)
+    return convert_to_tensor(scale(torch.from_numpy(image)), track_meta=False)
 
 
 def _resized(image: torch.Tensor, shape: tuple[int, int], interpolation: str) -> torch.Tensor:
@@ -330,6 +364,8 @@ def _resized(image: torch.Tensor, shape: tuple[int, int], interpolation: str) ->
 
     if tuple(image.shape[1:]) == shape:
         return image
+    if shape[1] == 1 < shape[0]:  # PyTorch 2.13 gives all rows of a single column the value of the first
+        return _resized(image.mT, (1, shape[0]), interpolation).mT
     return torch.nn.functional.interpolate(
         image[None], size=shape, mode=interpolation, align_corners=False, antialias=True
     )[0]

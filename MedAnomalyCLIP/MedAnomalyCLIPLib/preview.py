@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from .geometry import SlicePlane
-from .preprocess import PreprocessSpec, SlicePreprocessor
+from .numpy_preprocess import NumpyPreprocessor
+from .preprocess import PreprocessSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,6 @@ def network_picture(
     Raises:
         InvalidRequest: a window that is not two finite numbers in order.
     """
-    preprocessor = SlicePreprocessor(spec)
+    preprocessor = NumpyPreprocessor(spec)
     prepared = preprocessor.prepare(plane, window)
     return NetworkPicture(preprocessor.picture(prepared), prepared.window, plane.description)

@@ -37,6 +37,9 @@ _TAKES: dict[str, tuple[float, str]] = {
     "torch": (698, "filelock fsspec jinja2 networkx setuptools sympy typing-extensions"),
     "torchvision": (21, "numpy pillow torch"),
     "monai": (7, "numpy torch"),
+    "onnxruntime": (76, "flatbuffers numpy packaging protobuf"),
+    "flatbuffers": (0.1, ""),
+    "protobuf": (1.5, ""),
     "open-clip-torch": (2, "ftfy huggingface-hub regex safetensors timm torch torchvision tqdm"),
     "scikit-image": (30, "imageio lazy-loader networkx numpy packaging pillow scipy tifffile"),
     "numpy": (57, ""),
@@ -271,8 +274,8 @@ def measure_speed(detector: SliceDetector, *, side: int = 256, runs: int = 3) ->
         started = time.perf_counter()
         detector.detect(plane)
         seconds.append(time.perf_counter() - started)
-    device = detector.provenance.device
-    return Speed(device, device_title(device), float(np.median(seconds)))
+    where = detector.provenance
+    return Speed(where.device, device_title(where.device, where.runtime), float(np.median(seconds)))
 
 
 def _check(line: str, installed: InstalledVersion) -> Package:

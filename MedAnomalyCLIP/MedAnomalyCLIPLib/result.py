@@ -26,6 +26,7 @@ class Provenance:
         software_version: version of this package.
         device: for example "cpu" or "cuda:0".
         precision: floating-point type of the network, for example "float32".
+        runtime: what computed, for example "PyTorch 2.13.0"; empty where it was not kept.
     """
 
     bundle: str
@@ -34,6 +35,7 @@ class Provenance:
     software_version: str
     device: str
     precision: str
+    runtime: str = ""
 
 
 @dataclass(frozen=True, eq=False)

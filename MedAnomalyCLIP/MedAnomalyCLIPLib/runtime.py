@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .errors import DependencyMissing, InvalidRequest
+from .errors import InvalidRequest, needs_full
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from .geometry import SlicePlane
     from .prompt import Prompt
     from .result import AnomalyResult
+
+AUTO, TORCH, ONNX = "auto", "torch", "onnx"
+RUNTIMES = (AUTO, TORCH, ONNX)
+"""What may run a detector's network, see `networks.load_network`."""
 
 Window = tuple[float, float]
 Answer = TypeVar("Answer")
@@ -35,9 +40,7 @@ def select_device(name: str = "auto") -> torch.device:
     try:
         import torch
     except ImportError as error:
-        raise DependencyMissing(
-            "PyTorch is not installed. In Slicer, install the PyTorch extension; elsewhere: pip install torch"
-        ) from error
+        raise needs_full("A detector without a graph for ONNX Runtime, or on a GPU, needs", error) from error
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -51,31 +54,36 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def available_devices() -> tuple[str, ...]:
-    """Names that `select_device` takes on this computer, beside "auto"; imports torch, which takes seconds.
-
-    Raises:
-        DependencyMissing: torch is not installed.
-    """
-    select_device("cpu")
-    import torch
-
+    """Names of this computer's devices, beside "auto"; imports torch, if it is there, which takes seconds."""
+    try:
+        import torch
+    except ImportError:
+        return ("cpu",)
     cuda = (
         [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
     return ("cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else []))
 
 
-def device_title(device: str) -> str:
-    """A device as a reader knows it, for example "NVIDIA A100 (cuda:0)" or "CPU, 4 threads"."""
-    import torch
+def cpu_threads() -> int:
+    """How many threads compute on the CPU: what OMP_NUM_THREADS says, as in PyTorch, or one for each core."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    kind = torch.device(device).type
+
+def device_title(device: str, runtime: str = "") -> str:
+    """A device and what runs there, as a reader knows them, for example "CPU, 4 threads, PyTorch 2.13.0"."""
+    kind, title = device.partition(":")[0], "Apple GPU (mps)"
     if kind == "cuda":
-        return f"{torch.cuda.get_device_name(device)} ({device})"
-    if kind == "mps":
-        return "Apple GPU (mps)"
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} threads" if threads > 1 else "CPU, 1 thread"
+        import torch
+
+        title = f"{torch.cuda.get_device_name(device)} ({device})"
+    elif kind != "mps":
+        threads = cpu_threads()
+        title = f"CPU, {threads} threads" if threads > 1 else "CPU, 1 thread"
+    return f"{title}, {runtime}" if runtime else title
 
 
 class DetectorWorker:

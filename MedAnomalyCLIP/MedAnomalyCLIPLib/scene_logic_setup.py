@@ -25,22 +25,28 @@ class SetupLogic(LogicBase):
     def isReady(self, detector: Path | str = "", device: str = "auto") -> Readiness:
         """Whether a detector can run: MedAnomalyCLIPLib.readiness.Readiness, true in a condition if it can.
 
-        Nothing is imported to find out, so the speed is known only if it was measured before.
+        For the bundled detector on the CPU, the packages of the light installation suffice. Nothing is
+        imported to find out, so the speed is known only if it was measured before.
         """
         from .bundle import default_bundle_path
         from .bundle_list import BundleSummary
+        from .panel_packages import FULL, LIGHT, serves_light
         from .panel_setup import remembered_speed
         from .readiness import check_readiness
         from .resources import resource_path
 
         return check_readiness(
-            resource_path("requirements.txt"),
+            resource_path(LIGHT if serves_light(detector, device) else FULL),
             lambda: BundleSummary.read(detector or default_bundle_path()),
             remembered_speed(str(detector), device),
         )
 
     def setupPythonRequirements(
-        self, ask: bool = True, wheels: Path | str | None = None, tell: Tell | None = None
+        self,
+        ask: bool = True,
+        wheels: Path | str | None = None,
+        tell: Tell | None = None,
+        light: bool = False,
     ) -> Readiness:
         """Install the Python packages that are missing. On Slicer's main thread only.
 
@@ -48,6 +54,7 @@ class SetupLogic(LogicBase):
             ask: show what would be installed, and install nothing unless that is agreed to.
             wheels: folder of wheels to install from without network; None for the usual sources.
             tell: called with a line about each step.
+            light: only what the bundled detector needs on the CPU, without PyTorch.
 
         Returns:
             Readiness, as `isReady`.
@@ -56,9 +63,10 @@ class SetupLogic(LogicBase):
             Cancelled: declined, or Slicer has to be restarted first.
             DependencyMissing: something could not be installed; the message says what to do.
         """
-        from .panel_install import Installer
+        from .panel_install import Installer, SlicerEnvironment
 
-        Installer(self.installEnvironment, tell).install(ask=ask, wheels=wheels)
+        environment = self.installEnvironment or SlicerEnvironment(light=light)
+        Installer(environment, tell).install(ask=ask, wheels=wheels)
         return self.isReady()
 
     def resumeSetup(self, tell: Tell | None = None) -> bool:
@@ -98,7 +106,7 @@ class SetupLogic(LogicBase):
         from .panel_packages import require_packages
         from .preview import network_picture
 
-        require_packages()
+        require_packages(light=True)
         spec = BundleSummary.read(detector or default_bundle_path()).manifest.preprocess
         if plane is None:
             plane = scene.plane_in_view(volumeNode, viewName)

@@ -63,6 +63,7 @@ def record_detector(node: Node, result: AnomalyResult) -> None:
             "SoftwareVersion": provenance.software_version,
             "Device": provenance.device,
             "Precision": provenance.precision,
+            "Runtime": provenance.runtime,
             "ImageThreshold": "" if result.image_threshold is None else f"{result.image_threshold:.9g}",
             "Threshold": f"{result.threshold:.9g}",
             "SmallestAreaMM2": f"{result.min_area_mm2:.9g}",
@@ -84,7 +85,7 @@ def _record(node: Node, facts: dict[str, str]) -> None:
 
 def provenance_of(node: Node) -> Provenance:
     """The detector that a node's attributes name."""
-    keys = ("Bundle", "BundleVersion", "BundleSHA256", "SoftwareVersion", "Device", "Precision")
+    keys = ("Bundle", "BundleVersion", "BundleSHA256", "SoftwareVersion", "Device", "Precision", "Runtime")
     return Provenance(*(recorded(node, key) for key in keys))
 
 

@@ -108,10 +108,10 @@ class SelfTests(TestCase):
 
     def test_bundled_detector(self) -> None:
         """The real detector, where its packages are installed."""
-        from .panel_packages import missing_requirements
+        from .panel_packages import missing_light_requirements
 
-        if missing_requirements():
-            self.skipTest("not installed: {}".format(", ".join(missing_requirements())))
+        if missing_light_requirements():
+            self.skipTest("not installed: {}".format(", ".join(missing_light_requirements())))
         volumeNode = self._addVolume()
         result = self.logic.detect(volumeNode, plane=self._planeThroughSpot(volumeNode)).result
         self.assertEqual(result.map.shape, result.plane.shape)

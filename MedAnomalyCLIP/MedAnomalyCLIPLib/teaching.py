@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .bundle import FORMAT, Bundle, BundleManifest, default_bundle_path
-from .errors import DependencyMissing, InvalidRequest
+from .errors import InvalidRequest, needs_full
 from .geometry import SlicePlane
 from .neighbours import NEAR_MM, Origin, left_out, same_slice
 from .runtime import select_device
@@ -124,9 +124,7 @@ def _teaching(
         detector = _with_memory(began, recipe, len(planes)).to(where)
         preprocessor = SlicePreprocessor(recipe.preprocess)
     except ImportError as error:
-        raise DependencyMissing(
-            f"Python package {error.name} is not installed; install it with: pip install {error.name}"
-        ) from error
+        raise needs_full("Teaching needs", error) from error
     clock = _Clock(len(planes), detector)
     prepared = []
     for plane in planes:

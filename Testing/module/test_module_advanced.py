@@ -225,8 +225,8 @@ def test_a_plane_beside_the_volume_is_refused_in_words(panel, head, views, wait)
 def test_missing_packages_are_named_instead_of_an_import_that_fails(panel, head, monkeypatch):
     from MedAnomalyCLIPLib import panel_packages
 
-    monkeypatch.setattr(panel_packages, "missing_requirements", lambda: ["monai>=1.4"])
-    with pytest.raises(DependencyMissing, match="monai"):
+    monkeypatch.setattr(panel_packages, "missing_light_requirements", lambda: ["tqdm>=99"])
+    with pytest.raises(DependencyMissing, match="tqdm"):
         panel.logic.previewInput(head, "Red")
     panel.ui.previewButton.click()
     assert "Click Install" in panel.ui.previewCaption.text

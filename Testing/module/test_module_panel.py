@@ -373,13 +373,13 @@ def test_a_bug_is_not_hidden_and_leaves_the_panel_usable(panel, head, detect, de
 def test_missing_packages_are_named_with_what_to_do(panel, head, detect, monkeypatch):
     from MedAnomalyCLIPLib import panel_packages
 
-    monkeypatch.setattr(panel_packages, "missing_requirements", lambda: ["monai>=1.4", "torch>=2.8"])
+    monkeypatch.setattr(panel_packages, "missing_light_requirements", lambda: ["numpy>=9", "tqdm>=99"])
     panel.logic.detectorFactory = panel_packages.load_detector
     detect()
     text = panel.ui.messageLabel.text
-    assert "monai>=1.4, torch>=2.8" in text
-    assert "Click Install in the section Setup" in text
-    assert "setupPythonRequirements()" in text
+    assert "numpy>=9, tqdm>=99" in text
+    assert "Click Install light in the section Setup" in text
+    assert "setupPythonRequirements(light=True)" in text
 
 
 def test_a_volume_deleted_meanwhile_drops_the_result_with_a_message(panel, head, detector, wait):

@@ -21,11 +21,11 @@ def own_downloads(tmp_path, monkeypatch):
 
 @pytest.fixture
 def without_monai(monkeypatch):
-    """A Slicer in which MONAI is missing; call it to install MONAI."""
+    """A Slicer without MONAI and ONNX Runtime; call it to install them, or those that are named."""
     real = importlib.util.find_spec
-    gone = {"monai"}
+    gone = {"monai", "onnxruntime"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
-    return gone.clear
+    return lambda *names: gone.difference_update(names or ("monai", "onnxruntime"))
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def install(panel, monkeypatch):
     """What the logic is asked to install; set `fails` to make it fail."""
     asked = SimpleNamespace(calls=[], fails=None, works=lambda: None)
 
-    def setup(ask, wheels, tell):
-        asked.calls.append((ask, wheels))
+    def setup(ask, wheels, tell, light):
+        asked.calls.append((ask, wheels, "light" if light else "full"))
         tell("Installing monai>=1.4")
         if asked.fails:
             raise asked.fails
@@ -55,9 +55,15 @@ def test_when_all_is_there_the_section_is_folded_and_says_so(panel):
 def test_what_is_missing_opens_the_section_and_is_named(without_monai, panel):
     assert not panel.ui.setupSection.collapsed
     assert panel.ui.setupSection.text == "Setup: not ready"
-    assert "<b>monai&gt;=1.4 is not installed</b>" in panel.ui.packagesLabel.text
+    assert "<b>onnxruntime&gt;=1.20 is not installed</b>" in panel.ui.packagesLabel.text
+    assert "Light: the bundled detector on the CPU; 76 MB." in panel.ui.packagesLabel.text
+    assert (
+        "Full: also GPUs, other detectors, phrases of your own and Teach; 83 MB."
+        in panel.ui.packagesLabel.text
+    )
     assert "torch 2" in panel.ui.packagesLabel.text
     assert panel.ui.installButton.enabled
+    assert panel.ui.installLightButton.enabled
     assert not panel.ui.measureButton.enabled
     assert panel.ui.speedLabel.text == "Known when everything is installed"
 
@@ -65,10 +71,51 @@ def test_what_is_missing_opens_the_section_and_is_named(without_monai, panel):
 def test_installing_makes_it_ready_and_folds_it(without_monai, panel, install):
     install.works = without_monai
     panel.ui.installButton.click()
-    assert install.calls == [(True, None)]
+    assert install.calls == [(True, None, "full")]
     assert panel.ui.setupSection.collapsed
     assert not panel.ui.installButton.enabled
     assert "Installing monai>=1.4" in panel.ui.logText.plainText
+
+
+def test_the_light_installation_makes_the_bundled_detector_ready(without_monai, panel, install):
+    install.works = lambda: without_monai("onnxruntime")
+    panel.ui.installLightButton.click()
+    assert install.calls == [(True, None, "light")]
+    assert panel.ui.setupSection.text == "Setup: ready, light"
+    assert panel.ui.setupSection.collapsed
+    assert not panel.ui.installLightButton.enabled
+    assert panel.ui.installButton.enabled
+    assert panel.ui.measureButton.enabled
+    assert panel.ui.packagesLabel.text.startswith(
+        "The bundled detector is ready, on the CPU.<br>Full: also GPUs"
+    )
+
+
+def test_the_light_installation_serves_the_bundled_detector_on_the_cpu_alone(
+    without_monai, panel, tiny_bundle
+):
+    without_monai("onnxruntime")
+    assert panel.logic.isReady()
+    assert panel.logic.isReady(device="cpu")
+    assert panel.logic.isReady(device="cuda").reasons == ("monai>=1.4 is not installed",)
+    assert panel.logic.isReady(detector=tiny_bundle.folder).reasons == ("monai>=1.4 is not installed",)
+
+
+def test_another_detector_asks_for_the_full_installation(without_monai, panel, tiny_bundle):
+    from MedAnomalyCLIPLib.panel_packages import load_detector
+
+    without_monai("onnxruntime")
+    assert load_detector().provenance.runtime.startswith("ONNX Runtime")
+    with pytest.raises(DependencyMissing, match=r"monai>=1\.4\.\nClick Install full"):
+        load_detector(str(tiny_bundle.folder))
+
+
+def test_light_leaves_pytorch_out(hosted_module):
+    from MedAnomalyCLIPLib.panel_install import SlicerEnvironment
+
+    light, full = ({p.name for p in SlicerEnvironment(light=kind).packages()} for kind in (True, False))
+    assert full - light == {"torch", "monai", "open_clip_torch"}
+    assert light < full
 
 
 @pytest.mark.parametrize(
@@ -87,7 +134,7 @@ def test_what_went_wrong_is_shown_and_can_be_tried_again(without_monai, panel, i
 def test_a_folder_of_wheels_is_used_and_remembered(without_monai, panel, install, hosted_module, tmp_path):
     panel.ui.wheelsPath.currentPath = str(tmp_path)
     panel.ui.installButton.click()
-    assert install.calls == [(True, tmp_path)]
+    assert install.calls == [(True, tmp_path, "full")]
     again = hosted_module.make_panel()
     assert again.ui.wheelsPath.currentPath == str(tmp_path)
     again.cleanup()

@@ -97,9 +97,14 @@ def test_wheel_has_the_version_licence_and_command(wheel):
 def test_requirements_are_the_same_everywhere():
     root = (ROOT / "requirements.txt").read_text()
     # tomllib came with Python 3.11.
-    project = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
+    project = (ROOT / "pyproject.toml").read_text()
+    light, full = (
+        re.findall(r'"(.+)"', re.search(rf"^{key} = \[\n(.*?)^\]", project, re.M | re.S).group(1))
+        for key in ("dependencies", "full")
+    )
     assert (MODULE / "Resources/requirements.txt").read_text() == root
-    assert root.splitlines() == re.findall(r'"(.+)"', project.group(1))
+    assert root.splitlines() == full + light
+    assert (MODULE / "Resources/requirements-light.txt").read_text().splitlines() == light
 
 
 def test_requirements_can_be_read_by_slicer():

@@ -119,9 +119,19 @@ def test_in_a_fresh_slicer_torch_goes_to_its_extension_and_the_rest_to_pip(only_
     installed = only_installed(SLICER)
     plan = plan_installation(check_packages(REQUIREMENTS, installed), installed)
     assert plan.torch == "torch>=2.8"
-    assert plan.packages == ("monai>=1.4", "open_clip_torch>=3.3", "filelock>=3.12", "scikit-image>=0.22")
+    assert plan.packages[:3] == ("monai>=1.4", "open_clip_torch>=3.3", "onnxruntime>=1.20")
+    assert plan.packages[3:] == ("scikit-image>=0.22", "safetensors>=0.4", "filelock>=3.12", "tqdm>=4.60")
     assert plan.blocked == ()
     assert plan.requirements == ("torch>=2.8", *plan.packages)
+
+
+def test_the_light_installation_is_small_and_without_torch(only_installed):
+    installed = only_installed(SLICER)
+    packages = check_packages(resource_path("requirements-light.txt"), installed)
+    plan = plan_installation(packages, installed)
+    assert plan.torch == ""
+    assert not {"torch", "monai", "open-clip-torch", "timm"} & {name for name, _ in plan.takes}
+    assert 100 < plan.megabytes < 160
 
 
 def test_the_plan_names_what_packages_bring_but_not_what_is_there(only_installed):
@@ -164,7 +174,9 @@ def environment(name):
     return sum(file.size or 0 for file in distribution.files or []) / 1e6, here
 
 
-@pytest.mark.parametrize("name", ["monai", "open-clip-torch", "scikit-image", "timm", "torchvision", "sympy"])
+@pytest.mark.parametrize(
+    "name", ["monai", "onnxruntime", "open-clip-torch", "scikit-image", "timm", "torchvision", "sympy"]
+)
 def test_what_packages_take_and_bring_is_what_they_do_here(name):
     size, needs = environment(name)
     told, brings = readiness._TAKES[name]
@@ -212,7 +224,7 @@ def test_wheels_that_are_too_old_or_for_another_computer_do_not_serve(tmp_path):
 class Timed:
     """Takes a known time, much longer at the first slice."""
 
-    provenance = SimpleNamespace(device="cpu")
+    provenance = SimpleNamespace(device="cpu", runtime="a clock")
 
     def __init__(self):
         self.calls = 0
@@ -230,6 +242,7 @@ def test_speed_is_that_of_a_loaded_detector():
     assert 0.02 <= speed.seconds < 0.2
     assert speed.device == "cpu"
     assert speed.title.startswith("CPU, ")
+    assert speed.title.endswith(", a clock")
 
 
 def test_a_real_detector_can_be_measured(tiny_bundle):

@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from .. import __version__
-from ..errors import MedAnomalyCLIPError
-from . import batch, convert, detect, evaluate, info, train
+from ..errors import MedAnomalyCLIPError, needs_full
+from ..runtime import AUTO
+from . import batch, convert, detect, evaluate, export_onnx, info, train
 from .options import DetectorLoader, load_detector
 from .terminal import (
     EPILOG,
@@ -35,7 +37,10 @@ __all__ = [
     "main",
 ]
 
-_COMMANDS = (detect, batch, evaluate, train, convert, info)
+# What a light installation has not.
+_FULL = ("torch", "torchvision", "monai", "open_clip", "timm")
+
+_COMMANDS = (detect, batch, evaluate, train, convert, export_onnx, info)
 
 
 def main(argv: Sequence[str] | None = None, *, load: DetectorLoader = load_detector) -> int:
@@ -46,8 +51,11 @@ def main(argv: Sequence[str] | None = None, *, load: DetectorLoader = load_detec
         load: what turns a bundle and a device name into a detector.
     """
     arguments = _parser().parse_args(argv)
+    runtime = getattr(arguments, "runtime", AUTO)
+    if runtime != AUTO:
+        load = partial(load, runtime=runtime)
     try:
-        return arguments.run(arguments, load)
+        return _run(arguments, load)
     except MedAnomalyCLIPError as error:
         complain(error)
         if arguments.json:
@@ -56,6 +64,16 @@ def main(argv: Sequence[str] | None = None, *, load: DetectorLoader = load_detec
     except KeyboardInterrupt:
         print("medanomalyclip: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
+    """Raises DependencyMissing for what only the full installation has, beside what the command raises."""
+    try:
+        return arguments.run(arguments, load)
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in _FULL:
+            raise
+        raise needs_full("This needs", error) from error
 
 
 def _parser() -> argparse.ArgumentParser:

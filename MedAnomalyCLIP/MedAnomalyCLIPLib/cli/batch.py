@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
-from .options import DetectorLoader, fraction
+from .options import DetectorLoader, add_device_options, fraction
 from .terminal import (
     EPILOG,
     EXIT_BUG,
@@ -53,7 +53,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="pixel values shown as black and white"
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add_device_options(batch)
     add("--json", action="store_true", help="print the manifest instead of lines")
     add("--quiet", action="store_true", help="print errors only")
     batch.set_defaults(run=run)

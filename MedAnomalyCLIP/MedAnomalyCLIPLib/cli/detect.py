@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Cancelled, InvalidRequest, MedAnomalyCLIPError, OutputFailed
-from .options import DetectorLoader, fraction
+from .options import DetectorLoader, add_device_options, fraction
 from .terminal import (
     EPILOG,
     EXIT_DONE,
@@ -77,7 +77,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="pixel values shown as black and white"
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add_device_options(detect)
     add("--output", type=Path, required=True, metavar="DIR", help="where the result folders go")
     earlier = detect.add_mutually_exclusive_group()
     earlier.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Cancelled, InvalidRequest
-from .options import DetectorLoader
+from .options import DetectorLoader, add_device_options
 from .terminal import EPILOG, EXIT_DONE, EXIT_INTERRUPTED, print_json, stages, stop_on_interrupt
 
 
@@ -37,7 +37,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--draws", type=int, default=1000, help="of the bootstrap, 0 for no intervals (default: 1000)")
     add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
     add("--names", action="store_true", help="name the image files in images.csv; names may tell who it is")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add_device_options(evaluate)
     add("--output", type=Path, required=True, metavar="DIR", help="folder of the report")
     add("--overwrite", action="store_true", help="replace an earlier report")
     add("--json", action="store_true", help="print report.json instead of lines")

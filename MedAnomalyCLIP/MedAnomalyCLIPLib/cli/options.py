@@ -7,17 +7,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..runtime import AUTO, RUNTIMES
+
 if TYPE_CHECKING:
     from ..detection import SliceDetector
 
-DetectorLoader = Callable[["Path | str | None", str], "SliceDetector"]
+DetectorLoader = Callable[..., "SliceDetector"]  # of a bundle and a device, as `load_detector`
 
 
-def load_detector(bundle: Path | str | None, device: str) -> SliceDetector:
+def load_detector(bundle: Path | str | None, device: str, runtime: str = AUTO) -> SliceDetector:
     """The detector in a bundle's folder, or the bundled one, ready on its device."""
     from ..detection import SliceDetector
 
-    return SliceDetector.load(bundle, device=device)
+    return SliceDetector.load(bundle, device=device, runtime=runtime)
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Where a detector runs, and by what; `main` hands the latter to what loads detectors."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    parser.add_argument(
+        "--runtime",
+        choices=RUNTIMES,
+        default=AUTO,
+        help="PyTorch, ONNX Runtime, or whichever serves: ONNX Runtime on the CPU for detectors that have a "
+        "graph for it (default: auto)",
+    )
 
 
 def fraction(text: str) -> float:

@@ -134,7 +134,7 @@ class TappedClipViT(nn.Module):
         visual = self.visual
         patches = visual.conv1(images)
         grid = (int(patches.shape[2]), int(patches.shape[3]))
-        first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        first = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         tokens = torch.cat([first, patches.flatten(2).mT], dim=1)
         positions = visual.positional_embedding
         if grid != self.grid:

@@ -34,7 +34,10 @@ class LinearAdapter(nn.Module):
         parts = self.linear(tokens)
         if self.subdivisions == 1:
             return parts
-        return F.pixel_shuffle(parts.mT.unflatten(2, grid), self.subdivisions).flatten(2).mT
+        # A pixel shuffle that keeps each feature's numbers side by side.
+        factor, (height, width) = self.subdivisions, grid
+        parts = parts.unflatten(2, (-1, factor, factor)).unflatten(1, grid)
+        return parts.permute(0, 1, 4, 2, 5, 3).reshape(-1, factor * height * factor * width, parts.shape[3])
 
 
 class BottleneckAdapter(nn.Module):

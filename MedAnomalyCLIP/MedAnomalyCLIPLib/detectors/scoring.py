@@ -18,7 +18,8 @@ def two_class_cosines(features: Tensor, text: Tensor) -> Tensor:
         returns: (B, 2, N).
     """
     text = text.expand(features.shape[0], -1, -1) if text.ndim == 2 else text
-    return text @ F.normalize(features, dim=-1).mT
+    lengths = torch.linalg.vector_norm(features, dim=-1).clamp(min=1e-12)
+    return text @ features.mT / lengths[:, None]
 
 
 def anomaly_map(

@@ -33,6 +33,8 @@ from ..output_folder import writing
 from ..overlay import render_overlay
 from ..prompt import Prompt
 from ..result import AnomalyResult
+from ..runtime import TORCH
+from ..torch_network import TorchNetwork
 from .default_detector import HELD_OUT_HEAD, read_records
 from .recipe import read_recipe
 from .trainer import train
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
     bundle = arguments.model or default_bundle_path()
     records = read_records(arguments.data)
-    detector = SliceDetector.load(bundle, device=arguments.device)
+    detector = SliceDetector.load(bundle, device=arguments.device, runtime=TORCH)
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     tested = [record for record in records if record.split == "test"]
@@ -190,8 +192,10 @@ def unlike(
 def milliseconds(detector: SliceDetector, records: Sequence[ImageRecord]) -> dict[str, float]:
     """Median time of one slice by itself: tower alone, and all the way from plane to map."""
     plane = next(planes_of(records[:1]))
-    images = torch.randn(1, 3, detector.input_size, detector.input_size, device=detector.device)
-    tower = detector.network.tower
+    network = detector.network
+    assert isinstance(network, TorchNetwork)  # only there can the tower be run alone
+    images = torch.randn(1, 3, detector.input_size, detector.input_size, device=network.device)
+    tower = network.module.tower
     whole, alone = [], []
     with torch.inference_mode():
         for _ in range(30):

@@ -1,0 +1,184 @@
+"""Makes the graph that lets a detector run in ONNX Runtime, without PyTorch.
+
+A bundle in, the same bundle with `network.onnx` out. The graph holds no weights: it points to where they lie
+in `weights.safetensors`, so what runs is the very same detector. Needs the packages onnx and onnxscript;
+whoever runs the detector needs neither.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .bundle import FILES, MANIFEST, NETWORK, WEIGHTS, Bundle, file_sha256, write_manifest
+from .detectors.detector import AnomalyDetector
+from .errors import DependencyMissing, InvalidRequest
+from .output_folder import Staging, writing
+from .runtime import ONNX, TORCH
+
+OPSET = 20  # the first that knows GELU
+LARGEST_DIFFERENCE = 2e-5
+"""Of maps, scores and unlikeness, between the graph and PyTorch, both in float32."""
+
+
+def export_network(folder: Path | str) -> Bundle:
+    """Give a bundle its graph, in place of one that was there; the folder changes as a whole or not at all.
+
+    Before that, graph and PyTorch are compared on made-up images.
+
+    Raises:
+        BundleInvalid: the folder holds no detector, or a damaged one.
+        DependencyMissing: a package is not installed.
+        InvalidRequest: ONNX cannot express the detector, or says something else than PyTorch does.
+        OutputFailed: the folder cannot be written.
+    """
+    bundle = Bundle.load(folder)
+    try:
+        graph = _graph(bundle)
+    except ImportError as error:
+        raise DependencyMissing(
+            f"Python package {error.name} is not installed; the export needs: "
+            "pip install onnx onnxscript onnxruntime"
+        ) from error
+    with writing(bundle.folder):
+        staging = Staging(bundle.folder.absolute())
+        try:
+            partial = staging.folder
+            for name in set(FILES) - {MANIFEST, NETWORK}:
+                if (bundle.folder / name).is_file():
+                    shutil.copyfile(bundle.folder / name, partial / name)
+            (partial / NETWORK).write_bytes(graph)
+            size, sha256 = len(graph), file_sha256(partial / NETWORK)
+            manifest = replace(bundle.manifest, network_bytes=size, network_sha256=sha256)
+            write_manifest(partial, manifest)
+            _compare(Bundle(partial, manifest, bundle.card))
+            staging.appear()
+        finally:
+            staging.discard()
+    return Bundle.load(folder)
+
+
+def _graph(bundle: Bundle) -> bytes:
+    """The network as an ONNX model whose weights are references into the bundle's file."""
+    import onnxscript  # noqa: F401  PyTorch's exporter needs it, and says so less clearly
+
+    from .onnx_network import INPUTS, OUTPUTS
+
+    spec = bundle.manifest.detector
+    if spec.feature_fusion is not None or spec.text.prompts == "hybrid":
+        raise InvalidRequest(
+            f"Detector {bundle.manifest.name!r} needs more than images and stored text; "
+            "it runs in PyTorch only"
+        )
+    exported = _Exported(bundle.build())
+    images = torch.zeros(2, 3, bundle.manifest.preprocess.size, bundle.manifest.preprocess.size)
+    valid = torch.ones(images.shape[0], *images.shape[2:], dtype=torch.bool)
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program: Any = torch.onnx.export(
+                exported,
+                (images, valid, exported.detector.text_bank),
+                dynamo=True,
+                optimize=False,  # ONNX Runtime does so when it loads the graph; weights keep their names
+                verbose=False,
+                opset_version=OPSET,
+                input_names=INPUTS,
+                output_names=OUTPUTS[: 2 if spec.familiarity is None else 3],
+                dynamic_shapes=({0: batch}, {0: batch}, None),
+            )
+    except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+        why = str(error.__cause__ or error).partition("\n")[0]
+        raise InvalidRequest(f"ONNX cannot express detector {bundle.manifest.name!r}: {why}") from error
+    model = program.model_proto
+    _strip(model)
+    _refer(model.graph, bundle.folder / WEIGHTS)
+    return model.SerializeToString(deterministic=True)
+
+
+class _Exported(nn.Module):
+    """A detector whose inputs and outputs are tensors alone."""
+
+    def __init__(self, detector: AnomalyDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor, valid: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        found = self.detector(images, valid, None, text)
+        return tuple(value for value in found if value is not None)
+
+
+def _strip(model: Any) -> None:
+    """Remove what only tells where in our code each node comes from, most of the file."""
+    model.doc_string = ""
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    for node in model.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.doc_string = ""
+        del value.metadata_props[:]
+
+
+def _refer(graph: Any, weights: Path) -> None:
+    """Replace each weight by a reference into a safetensors file, cast to what the network computes in.
+
+    Raises:
+        InvalidRequest: the graph holds a large constant that is none of the stored weights.
+    """
+    from onnx import TensorProto, helper
+
+    places, start = _places(weights)
+    kinds = {"F16": TensorProto.FLOAT16, "F32": TensorProto.FLOAT}
+    references, casts = [], []
+    for held in graph.initializer:
+        name = held.name.removeprefix("detector.")
+        if name not in places or list(held.dims) != places[name]["shape"]:
+            raise InvalidRequest(f"The graph would hold {held.name}, which is none of the stored weights")
+        begin, end = places[name]["data_offsets"]
+        stored = TensorProto(name=name, data_type=kinds[places[name]["dtype"]], dims=held.dims)
+        stored.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", weights.name), ("offset", start + begin), ("length", end - begin)):
+            stored.external_data.add(key=key, value=str(value))
+        references.append(stored)
+        casts.append(helper.make_node("Cast", [name], [held.name], to=held.data_type))
+    nodes = [*casts, *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(references)
+    graph.node.extend(nodes)
+
+
+def _places(weights: Path) -> tuple[dict[str, Any], int]:
+    """Where each tensor lies in a safetensors file: its header, and where what it counts from begins."""
+    with weights.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+def _compare(bundle: Bundle) -> None:
+    """Run the graph and PyTorch on noise, one image and three.
+
+    Raises:
+        InvalidRequest: they differ by more than rounding.
+    """
+    from .networks import load_network
+
+    graph, original = (load_network(bundle, device="cpu", runtime=runtime) for runtime in (ONNX, TORCH))
+    generator, size = np.random.default_rng(0), bundle.manifest.preprocess.size
+    for count in (1, 3):
+        images = generator.normal(size=(count, 3, size, size)).astype(np.float32)
+        valid = np.ones((count, size, size), bool)
+        valid[:, : size // 5] = False
+        pairs = zip(graph(images, valid, None), original(images, valid, None), strict=True)
+        off = max(float(np.abs(a - b).max()) for a, b in pairs if b is not None)
+        if not off <= LARGEST_DIFFERENCE:
+            raise InvalidRequest(f"The graph differs from PyTorch by {off:.2g}; it was not kept")

@@ -1,0 +1,87 @@
+"""A detector's network in ONNX Runtime, on the CPU, without PyTorch.
+
+The graph is the bundle's `network.onnx`, which finds its weights in the bundle's `weights.safetensors`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .bundle import NETWORK, WEIGHTS, Bundle
+from .errors import BundleInvalid
+from .networks import NetworkOutput
+from .numpy_preprocess import NumpyPreprocessor
+from .runtime import cpu_threads
+
+INPUTS = ("images", "valid", "text")
+OUTPUTS = ("map", "score", "unlikeness")
+
+
+class OnnxNetwork:
+    """See `networks.Network`."""
+
+    device, precision = "cpu", "float32"
+
+    def __init__(self, session: Any, bundle: Bundle, text_bank: np.ndarray, preset_texts: np.ndarray) -> None:
+        from onnxruntime import __version__
+
+        self.preprocessor = NumpyPreprocessor(bundle.manifest.preprocess)
+        self.runtime = f"ONNX Runtime {__version__}"
+        self.preset_texts = preset_texts
+        self._session, self._text_bank = session, text_bank
+        self._where = f"{bundle.folder.name}/{NETWORK}"
+        self._size = bundle.manifest.preprocess.size
+        self._outputs = [output.name for output in session.get_outputs()]
+        inputs = tuple(entry.name for entry in session.get_inputs())
+        if inputs != INPUTS or self._outputs != list(OUTPUTS[: len(self._outputs)]) or len(self._outputs) < 2:
+            raise BundleInvalid(f"{self._where} is not the graph of a detector; get the detector again")
+
+    @classmethod
+    def load(cls, bundle: Bundle) -> OnnxNetwork:
+        """Read graph and weights.
+
+        Raises:
+            BundleInvalid: they cannot be used.
+            ImportError: onnxruntime or safetensors is not installed.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        where = bundle.folder / WEIGHTS
+        try:
+            with safe_open(where, "np") as file:
+                names = set(file.keys())
+                text_bank = file.get_tensor("text_bank").astype(np.float32)
+                presets = file.get_tensor("preset_banks") if "preset_banks" in names else text_bank[None][:0]
+        except (SafetensorError, OSError) as error:
+            raise BundleInvalid(f"{where.parent.name}/{where.name} cannot be read: {error}") from error
+        return cls(_session(bundle), bundle, text_bank, presets.astype(np.float32))
+
+    def __call__(self, images: np.ndarray, valid: np.ndarray, text: np.ndarray | None) -> NetworkOutput:
+        fed = {"images": images, "valid": valid, "text": self._text_bank if text is None else text}
+        try:
+            found = dict(zip(self._outputs, self._session.run(None, fed), strict=True))
+        except Exception as error:  # ONNX Runtime's errors have no class of their own in common
+            raise BundleInvalid(f"{self._where} cannot be run: {error}") from error
+        count = len(images)
+        shapes = {"map": (count, self._size, self._size), "score": (count,), "unlikeness": (count,)}
+        if any(found[name].shape != shapes[name] for name in found):
+            raise BundleInvalid(
+                f"{self._where} gives maps or scores of another shape; get the detector again"
+            )
+        return NetworkOutput(found["map"], found["score"], found.get("unlikeness"))
+
+
+def _session(bundle: Bundle) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; its warnings are about constants that it does not fold
+    options.intra_op_num_threads = cpu_threads()
+    try:
+        return onnxruntime.InferenceSession(
+            str(bundle.folder / NETWORK), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # as above
+        raise BundleInvalid(f"{bundle.folder.name}/{NETWORK} cannot be used: {error}") from error
