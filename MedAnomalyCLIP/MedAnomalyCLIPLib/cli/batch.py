@@ -1,4 +1,4 @@
-"""`medanomalyclip batch`: a folder of studies in; results for each image, and one manifest, out."""
+"""`medanomalyclip batch`: studies in; results for each series, one manifest and one table out."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from .terminal import (
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     batch = commands.add_parser(
         "batch",
-        help="detect on every image and series in a folder, and go on where an earlier run stopped",
-        description="Detect on every image and series in FOLDER and its subfolders. DIR gets a numbered"
-        " folder for each, and manifest.json, which tells of each whether it is done or why it failed. The"
-        " same command goes on where it was stopped. No file's name goes into DIR; --list tells which number"
-        " is which.",
+        help="detect on every image and series in folders, and go on where an earlier run stopped",
+        description="Detect on every image and series of each INPUT. DIR gets a numbered folder for each in"
+        " that of its study, manifest.json, which tells of each whether it is done or why it failed, and a"
+        " table of all slices. The same command goes on where it was stopped. No file's name goes into DIR;"
+        " --list tells which number is which.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = batch.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="folder of image files, DICOM files, or subfolders")
-    add("--output", type=Path, required=True, metavar="DIR", help="where results and manifest.json go")
+    add("input", type=Path, nargs="+", metavar="INPUT", help="image files, or folders of them at any depth")
+    add("--output", type=Path, required=True, metavar="DIR", help="where results, manifests and table go")
     add("--list", action="store_true", help="tell which number is which file, and what became of it")
-    add("--retry", action="store_true", help="do the images again that failed before")
+    add("--retry", action="store_true", help="do the series again that failed before")
+    add("--table", choices=("csv", "parquet"), default="csv", help="format of the table (default: csv)")
     add("--middle", action="store_true", help="only the middle slice of each volume (default: every slice)")
     add(
         "--axis",
@@ -60,7 +61,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
-    from ..batch import BatchSettings, run_batch
+    from ..batch import InProcess, run_batch
+    from ..batch_series import BatchSettings
+    from ..batch_source import search
 
     if arguments.window and not arguments.window[0] < arguments.window[1]:
         raise InvalidRequest("--window wants the lower value first, and two different ones")
@@ -76,15 +79,21 @@ def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
     quiet = arguments.json or arguments.quiet
     with stop_on_interrupt() as is_stopped:
         manifest = run_batch(
-            arguments.folder,
+            search(arguments.input, leave_out=arguments.output),
             arguments.output,
-            lambda: load(arguments.model, arguments.device),
+            InProcess(lambda: load(arguments.model, arguments.device)),
             settings=settings,
+            table=arguments.table,
             retry=arguments.retry,
-            on_input=None if quiet else _tell,
+            on_series=None if quiet else _tell,
             is_stopped=is_stopped,
         )
         stopped = is_stopped()
+    return _conclude(manifest, arguments, stopped)
+
+
+def _conclude(manifest: dict[str, Any], arguments: argparse.Namespace, stopped: bool) -> int:
+    """Tell what became of all, and the exit code that goes with it."""
     counts = manifest["counts"]
     if arguments.json:
         print_json(manifest)
@@ -103,22 +112,23 @@ def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
     return EXIT_USER_ERROR if counts["failed"] else EXIT_DONE
 
 
-def _tell(position: int, total: int, item: Any, record: dict[str, Any]) -> None:
-    """One input in one line; the terminal is not the results, so the file may be named."""
+def _tell(settled: int, found: int, item: Any, record: dict[str, Any]) -> None:
+    """One series in one line; the terminal is not the results, so the file may be named."""
     words = record["state"]
     if "highest" in record:
         top = record["highest"]
         words += f"  highest score {top['score']:.3f} at slice {top['index']} of {record['slices']}"
     elif "reason" in record:
         words += f"  {record['reason']}"
-    print(f"{position}/{total}  {record['number']:04d}  {item.place}  {words}", flush=True)
+    print(f"{settled}/{found}  {record['number']:04d}  {item.place}  {words}", flush=True)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from ..batch import find_inputs, read_records
+    from ..batch_records import read_records
+    from ..batch_source import search
 
     records = read_records(arguments.output)
-    for item in find_inputs(arguments.folder, leave_out=arguments.output):
+    for item in search(arguments.input, leave_out=arguments.output):
         record = records.get(item.key, {})
         number = f"{record['number']:04d}" if record else "----"
         print("  ".join(filter(None, (number, record.get("state") or "to do", item.place, item.series))))
