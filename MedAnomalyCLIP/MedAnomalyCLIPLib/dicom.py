@@ -136,7 +136,8 @@ def _summary(stack: _Stack, path: Path) -> InputSummary:
         problem = str(error)
     size = (first.shape[2], first.shape[1], stack.slices)
     known = first.spacing is not None
-    return InputSummary(stack.identifier, stack.kind, first.modality, size, spacing, known, problem)
+    study = hashlib.sha256(first.study_uid.encode()).hexdigest()[:16] if first.study_uid else ""
+    return InputSummary(stack.identifier, stack.kind, first.modality, size, spacing, known, problem, study)
 
 
 def _file_stack(path: Path) -> _Stack:

@@ -34,7 +34,7 @@ DISCRIMINATORS = (
 )
 _TAGS = (
     *("SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber", "Modality"),
-    "BodyPartExamined",
+    *("StudyInstanceUID", "BodyPartExamined"),
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
     *(
         "ImageOrientationPatient",
@@ -100,6 +100,7 @@ class ImageHeader:
 
     Attributes:
         path: the file.
+        study_uid: StudyInstanceUID, empty when missing.
         series_uid: SeriesInstanceUID.
         series_number: SeriesNumber, empty when missing.
         instance: InstanceNumber, 0 when missing.
@@ -117,6 +118,7 @@ class ImageHeader:
     """
 
     path: Path
+    study_uid: str
     series_uid: str
     series_number: str
     instance: int
@@ -148,6 +150,7 @@ def read_header(path: Path) -> ImageHeader | None:
         number = dataset.get("SeriesNumber")
         return ImageHeader(
             path=path,
+            study_uid=str(dataset.get("StudyInstanceUID") or ""),
             series_uid=str(dataset.get("SeriesInstanceUID") or ""),
             series_number="" if number is None else str(int(number)),
             instance=int(dataset.get("InstanceNumber") or 0),

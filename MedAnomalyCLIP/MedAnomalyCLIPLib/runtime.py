@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
@@ -71,6 +72,24 @@ def cpu_threads() -> int:
     if told.isdecimal() and int(told) > 0:
         return int(told)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def limit_threads(count: int) -> None:
+    """Let this process compute with so many threads from now on, before its first detector is loaded."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if "torch" in sys.modules:  # which has read that already
+        sys.modules["torch"].set_num_threads(count)
+
+
+def gpu_count(device: str = "auto") -> int:
+    """How many CUDA devices this computer offers to whoever asks for a device by this name."""
+    if device not in ("auto", "cuda"):
+        return int(device.startswith("cuda"))
+    try:
+        import torch
+    except ImportError:
+        return 0
+    return torch.cuda.device_count()
 
 
 def device_title(device: str, runtime: str = "") -> str:

@@ -129,6 +129,7 @@ class InputSummary:
         spacing: distance in mm between voxel centres along I, J and K.
         spacing_known: False when the pixel size in mm is an assumption.
         problem: why it cannot be read, in words; empty when nothing stands against it.
+        study: the same for all series of one study, a hash; empty when the file does not tell.
     """
 
     identifier: str
@@ -138,6 +139,7 @@ class InputSummary:
     spacing: tuple[float, float, float]
     spacing_known: bool = True
     problem: str = ""
+    study: str = ""
 
     @property
     def slices(self) -> int:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
+import sys
+import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import SimpleITK
+from full_disk import files_limited_to
 from PIL import Image
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from MedAnomalyCLIPLib.batch import DONE, FAILED, STOPPED, BatchSettings, find_inputs, run_batch
+from MedAnomalyCLIPLib.batch import InProcess, run_batch
+from MedAnomalyCLIPLib.batch_records import read_records
+from MedAnomalyCLIPLib.batch_series import DONE, FAILED, STOPPED, BatchSettings
+from MedAnomalyCLIPLib.batch_source import SearchAhead, search
 from MedAnomalyCLIPLib.cli import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, main
-from MedAnomalyCLIPLib.errors import BundleInvalid, InvalidRequest, OutputFailed, UnreadableImage
+from MedAnomalyCLIPLib.errors import (
+    BundleInvalid,
+    DependencyMissing,
+    InvalidRequest,
+    OutputFailed,
+    UnreadableImage,
+)
 from MedAnomalyCLIPLib.result import AnomalyResult, Provenance
 
 NAME = "DOE_JANE_1970"
@@ -31,6 +46,12 @@ class Detector:
         self.crash = None
 
     def guess_preset(self, modality, words=""):
+        return ""
+
+    def threshold_with(self, prompt):
+        return 0.5
+
+    def title_of(self, prompt):
         return ""
 
     def detect(self, plane, *, threshold=None, window=None, prompt=None):
@@ -70,7 +91,11 @@ def studies(tmp_path):
 
 
 def run(studies, detector, tmp_path, **options):
-    return run_batch(studies, tmp_path / "out", lambda: detector, **options)
+    return run_with(lambda: detector, studies, tmp_path / "out", **options)
+
+
+def run_with(load, studies, out, **options):
+    return run_batch(search([studies], leave_out=out), out, InProcess(load), **options)
 
 
 def states(manifest):
@@ -78,21 +103,21 @@ def states(manifest):
 
 
 def test_every_image_and_series_is_found_and_nothing_else(studies):
-    places = [item.place for item in find_inputs(studies)]
+    places = [item.place for item in search([studies])]
     assert places == [
-        f"{NAME} damaged.nii",
-        f"{NAME}.png",
-        "picture.png",
-        f"{NAME}/head.nii.gz",
-        "dicom",
-        f"other/{NAME}.nrrd",
+        f"studies/{NAME} damaged.nii",
+        f"studies/{NAME}.png",
+        "studies/picture.png",
+        f"studies/{NAME}/head.nii.gz",
+        "studies/dicom",
+        f"studies/other/{NAME}.nrrd",
     ]
 
 
 def test_series_of_one_folder_are_inputs_of_their_own(studies):
     slice_ = dcmread(get_testdata_file("CT_small.dcm"))
     slice_.save_as(studies / "dicom" / "another.dcm")
-    series = [item for item in find_inputs(studies) if item.place == "dicom"]
+    series = [item for item in search([studies]) if item.place == "studies/dicom"]
     assert len({item.series for item in series}) == len({item.key for item in series}) == 2
 
 
@@ -130,7 +155,7 @@ def test_a_stopped_batch_goes_on_where_it_stopped(studies, detector, tmp_path):
     assert not stopped["complete"]
     done = detector.detected
     seen = []
-    manifest = run(studies, detector, tmp_path, on_input=lambda *about: seen.append(about[0]))
+    manifest = run(studies, detector, tmp_path, on_series=lambda *about: seen.append(about[0]))
     assert states(manifest) == [FAILED, FAILED, DONE, DONE, DONE, DONE]
     assert seen == [4, 5, 6]
     assert detector.detected - done == 3 + 1 + 2
@@ -143,7 +168,7 @@ def test_what_is_done_is_not_done_again_nor_the_detector_loaded(studies, detecto
     def load():
         raise AssertionError
 
-    assert run_batch(studies, tmp_path / "out", load)["complete"]
+    assert run_with(load, studies, tmp_path / "out")["complete"]
 
 
 def test_failed_inputs_are_done_again_when_asked_for(studies, detector, tmp_path):
@@ -186,7 +211,7 @@ def test_a_detector_that_cannot_be_loaded_ends_the_batch(studies, tmp_path):
         raise BundleInvalid("damaged")
 
     with pytest.raises(BundleInvalid):
-        run_batch(studies, tmp_path / "out", load)
+        run_with(load, studies, tmp_path / "out")
 
 
 def test_a_folder_of_something_else_is_left_alone(studies, detector, tmp_path):
@@ -211,7 +236,7 @@ def test_a_damaged_manifest_is_told(studies, detector, tmp_path):
 
 def test_results_within_the_folder_are_no_inputs(studies, detector):
     for _ in range(2):
-        manifest = run_batch(studies, studies / "out", lambda: detector)
+        manifest = run_with(lambda: detector, studies, studies / "out")
         assert len(manifest["inputs"]) == 6
 
 
@@ -219,7 +244,7 @@ def test_results_within_the_folder_are_no_inputs(studies, detector):
 def test_a_folder_without_images_is_told(tmp_path, make):
     make(tmp_path / "nothing")
     with pytest.raises(UnreadableImage, match="nothing"):
-        find_inputs(tmp_path / "nothing")
+        list(search([tmp_path / "nothing"]))
 
 
 def test_only_the_middle_slice_when_asked_for(studies, detector, tmp_path):
@@ -238,7 +263,7 @@ def command(detector, *words):
 def test_the_command_tells_each_input_and_its_exit_code_that_some_failed(studies, detector, tmp_path, capsys):
     assert command(detector, studies, "--output", tmp_path / "out") == EXIT_USER_ERROR
     printed = capsys.readouterr()
-    assert f"4/6  0004  {NAME}/head.nii.gz  done  highest score 0.900" in printed.out
+    assert f"4/6  0004  studies/{NAME}/head.nii.gz  done  highest score 0.900" in printed.out
     assert printed.out.splitlines()[-1] == "4 done, 2 failed, 0 stopped"
     assert "2 of 6 inputs failed" in printed.err
 
@@ -246,11 +271,11 @@ def test_the_command_tells_each_input_and_its_exit_code_that_some_failed(studies
 def test_the_command_lists_which_number_is_which(studies, detector, tmp_path, capsys):
     out = tmp_path / "out"
     assert command(detector, studies, "--output", out, "--list") == EXIT_DONE
-    assert f"----  to do  {NAME}/head.nii.gz" in capsys.readouterr().out
+    assert f"----  to do  studies/{NAME}/head.nii.gz" in capsys.readouterr().out
     command(detector, studies, "--output", out, "--quiet")
     capsys.readouterr()
     assert command(detector, studies, "--output", out, "--list") == EXIT_DONE
-    assert f"0004  done  {NAME}/head.nii.gz" in capsys.readouterr().out
+    assert f"0004  done  studies/{NAME}/head.nii.gz" in capsys.readouterr().out
 
 
 def test_the_command_prints_the_manifest_for_programs(studies, detector, tmp_path, capsys):
@@ -274,3 +299,187 @@ def test_ctrl_c_ends_the_command_after_the_slice(studies, detector, tmp_path):
     detector.detect = detect
     assert command(detector, studies, "--output", tmp_path / "out") == EXIT_INTERRUPTED
     assert states(json.loads((tmp_path / "out" / "manifest.json").read_text()))[-1] == STOPPED
+
+
+# Records, studies and the table
+
+
+def read_table(out):
+    with (out / "slices.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_table_has_a_row_for_each_slice_as_the_series_tell_it(studies, detector, tmp_path):
+    manifest = run(studies, detector, tmp_path)
+    rows = read_table(tmp_path / "out")
+    done = [record for record in manifest["inputs"] if record["state"] == DONE]
+    assert len(rows) == sum(record["slices"] for record in done) == 1 + 3 + 1 + 2
+    for record in done:
+        told = json.loads((tmp_path / "out" / record["folder"] / "result.json").read_text())["slices"]
+        mine = [row for row in rows if row["key"] == record["key"]]
+        assert [float(row["score"]) for row in mine] == [each["score"] for each in told]
+        assert {row["folder"] for row in mine} == {record["folder"]}
+
+
+def test_the_table_can_be_parquet(studies, detector, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run(studies, detector, tmp_path)
+    run(studies, detector, tmp_path, table="parquet")
+    rows = parquet.read_table(tmp_path / "out" / "slices.parquet").to_pylist()
+    assert [row["score"] for row in rows] == [float(row["score"]) for row in read_table(tmp_path / "out")]
+    assert [row["unlike"] for row in rows] == [False] * len(rows)
+
+
+def test_parquet_without_its_package_is_refused_before_anything_is_done(
+    studies, detector, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DependencyMissing, match="pip install pyarrow"):
+        run(studies, detector, tmp_path, table="parquet")
+    assert not (tmp_path / "out").exists()
+
+
+def test_series_of_one_dicom_study_share_a_folder_and_a_manifest(studies, detector, tmp_path):
+    for number in (1, 2):
+        slice_ = dcmread(get_testdata_file("CT_small.dcm"))
+        slice_.SeriesInstanceUID += f".{number}"
+        slice_.save_as(studies / "dicom" / f"{number}.dcm")
+    manifest = run(studies, detector, tmp_path)
+    together = [record for record in manifest["inputs"] if record.get("modality") == "CT"]
+    assert len(together) == 2
+    (study,) = {record["study"] for record in together}
+    told = json.loads((tmp_path / "out" / f"{study:04d}" / "manifest.json").read_text())
+    assert told["series"] == together
+    assert told["counts"] == {"done": 2, "failed": 0, "stopped": 0}
+    assert {record["study"] for record in manifest["inputs"]} == set(range(1, 6))
+
+
+def test_two_batches_do_not_write_to_one_folder(studies, detector, tmp_path):
+    refused = []
+
+    def another(*_told):
+        with pytest.raises(OutputFailed, match="Another batch is writing to out") as error:
+            run(studies, detector, tmp_path)
+        refused.append(error)
+
+    assert run(studies, detector, tmp_path, on_series=another)["complete"]
+    assert len(refused) == 6
+    assert run(studies, detector, tmp_path)["complete"]
+
+
+def test_what_the_journal_tells_is_known_after_a_kill(studies, detector, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(settled, *_told):
+        if settled == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(studies, detector, tmp_path, on_series=kill)
+    out = tmp_path / "out"
+    assert [record["state"] for record in read_records(out).values()] == [FAILED, FAILED, DONE, DONE]
+    with (out / "journal.jsonl").open("a") as journal:
+        journal.write('{"number": 5, "ke')  # cut off
+    before = detector.detected
+    manifest = run(studies, detector, tmp_path)
+    assert manifest["complete"]
+    assert detector.detected - before == 1 + 2
+    assert [record["number"] for record in manifest["inputs"]] == [1, 2, 3, 4, 5, 6]
+    assert not (out / "journal.jsonl").exists()
+
+
+def test_results_that_no_record_tells_of_are_taken_not_made_again(studies, detector, tmp_path):
+    first = run(studies, detector, tmp_path)
+    path = tmp_path / "out" / "manifest.json"
+    untold = {**first, "inputs": [{**record, "state": ""} for record in first["inputs"]]}
+    path.write_text(json.dumps(untold))
+    before = detector.detected
+    second = run(studies, detector, tmp_path)
+    assert detector.detected == before
+    assert second["inputs"] == first["inputs"]
+
+
+def test_a_series_whose_results_were_removed_is_done_again(studies, detector, tmp_path):
+    done = run(studies, detector, tmp_path)["inputs"][3]
+    shutil.rmtree(tmp_path / "out" / done["folder"])
+    before = detector.detected
+    assert run(studies, detector, tmp_path)["complete"]
+    assert detector.detected - before == done["slices"]
+
+
+def test_a_full_disk_fails_what_does_not_fit_and_the_next_run_does_it(studies, detector, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 700, (2, 400, 400)).astype(np.int16)
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(noise), str(studies / "large.nii.gz"))
+    with files_limited_to(200_000):
+        manifest = run(studies, detector, tmp_path)
+    failed = [record for record in manifest["inputs"] if record.get("error") == "OutputFailed"]
+    assert len(failed) == 1
+    assert "could not be written" in failed[0]["reason"]
+    assert manifest["counts"] == {"done": 4, "failed": 3, "stopped": 0}
+    assert not manifest["complete"]
+    before = detector.detected
+    assert run(studies, detector, tmp_path)["counts"] == {"done": 5, "failed": 2, "stopped": 0}
+    assert detector.detected - before == 2
+
+
+def test_several_inputs_are_one_batch(studies, detector, tmp_path):
+    out = tmp_path / "out"
+    places = [studies / "picture.png", studies / "other"]
+    manifest = run_batch(search(places), out, InProcess(lambda: detector))
+    assert states(manifest) == [DONE, DONE]
+    assert states(run_batch(search(places[::-1]), out, InProcess(lambda: detector))) == [DONE, DONE]
+    with pytest.raises(InvalidRequest, match="Two inputs are called other"):
+        search([studies / "other", tmp_path / "other"])
+
+
+def test_further_sinks_get_every_result_before_the_folder_appears(studies, detector, tmp_path):
+    taken = []
+
+    @contextmanager
+    def open_sink(item, volume):
+        mine = []
+        yield SimpleNamespace(add=mine.append)
+        assert not list((tmp_path / "out").glob("*/[0-9]*"))[len(taken) :]
+        taken.append((item.key, len(mine)))
+
+    manifest = run(studies, detector, tmp_path, sinks=(open_sink,))
+    done = [record for record in manifest["inputs"] if record["state"] == DONE]
+    assert taken == [(record["key"], record["slices"]) for record in done]
+
+
+def test_a_sink_that_fails_leaves_no_results_behind(studies, detector, tmp_path):
+    @contextmanager
+    def open_sink(item, volume):
+        yield SimpleNamespace(add=lambda result: None)
+        raise OutputFailed("the archive takes no results")
+
+    manifest = run(studies, detector, tmp_path, sinks=(open_sink,))
+    assert states(manifest) == [FAILED] * 6
+    assert manifest["inputs"][3]["reason"] == "the archive takes no results"
+    assert not list((tmp_path / "out").rglob("result.json"))
+
+
+def test_work_begins_before_the_search_has_come_to_its_end(tmp_path):
+    gate = threading.Event()
+
+    def source():
+        yield "first"
+        assert gate.wait(20)
+        yield "second"
+
+    ahead = SearchAhead(source())
+    waiting = iter(ahead)
+    assert next(waiting) == "first"
+    assert not ahead.complete
+    gate.set()
+    assert list(waiting) == ["second"]
+    assert (ahead.found, ahead.complete) == (2, True)
+
+
+def test_what_waits_has_a_bound():
+    given = []
+    ahead = SearchAhead((given.append(number) or number for number in range(1000)), most_waiting=10)
+    ahead.wait(20)
+    assert len(given) <= 12
+    ahead.close()

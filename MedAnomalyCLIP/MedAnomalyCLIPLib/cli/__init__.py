@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from .. import __version__
 from ..errors import MedAnomalyCLIPError, needs_full
 from ..runtime import AUTO
 from . import batch, convert, detect, evaluate, export_onnx, info, train
-from .options import DetectorLoader, load_detector
+from .options import DetectorLoader, LoadingIn, load_detector
 from .terminal import (
     EPILOG,
     EXIT_BUG,
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None, *, load: DetectorLoader = load_detec
     arguments = _parser().parse_args(argv)
     runtime = getattr(arguments, "runtime", AUTO)
     if runtime != AUTO:
-        load = partial(load, runtime=runtime)
+        load = LoadingIn(load, runtime)
     try:
         return _run(arguments, load)
     except MedAnomalyCLIPError as error:

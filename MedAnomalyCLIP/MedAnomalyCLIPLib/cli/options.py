@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,17 @@ def load_detector(bundle: Path | str | None, device: str, runtime: str = AUTO) -
     from ..detection import SliceDetector
 
     return SliceDetector.load(bundle, device=device, runtime=runtime)
+
+
+@dataclass(frozen=True)
+class LoadingIn:
+    """Loads detectors in one runtime; unlike a partial function equal to its copies in other processes."""
+
+    load: DetectorLoader
+    runtime: str
+
+    def __call__(self, bundle: Path | str | None, device: str) -> SliceDetector:
+        return self.load(bundle, device, runtime=self.runtime)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
