@@ -187,7 +187,7 @@ class SlurmJob:
         return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-_LEAVE_SECONDS = 300  # before its job is ended, a worker gives back what it has not begun
+_LEAVE_SECONDS = 300  # before its job is ended, a worker leaves, and what it had is done by another
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def slurm_workers(
 ) -> Iterator[Client]:
     """Jobs of SLURM, asked for from where this runs: a node that may submit jobs and that they can reach.
 
-    A job that ends is replaced as long as there is work.
+    A job that ends is replaced.
 
     Args:
         job: what each asks for.
@@ -259,7 +259,7 @@ def _dask() -> tuple[Any, Any]:
 
 @contextmanager
 def _kept(cluster: Any, count: int) -> Iterator[None]:
-    """Ask again and again for as many workers as there should be; Dask itself gives up those that are gone."""
+    """Ask again and again for as many workers as there should be; Dask itself replaces none."""
     from tornado.ioloop import PeriodicCallback
 
     again = PeriodicCallback(lambda: cluster.scale(count), 1000 * _REPLACE_SECONDS)
