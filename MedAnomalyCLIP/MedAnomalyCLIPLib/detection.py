@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     import torch
 
     from .detectors.specification import PresetSpec
+    from .preprocess import Prepared
+
+_SLICES_AT_ONCE = 8
 
 Window = tuple[float, float]
 # Another network: prepared images (B, 3, S, S) in, for each tap a feature map (B, channels, h, w) out.
@@ -151,9 +155,11 @@ class SliceDetector:
         threshold: float | None = None,
         window: Window | None = None,
         prompt: Prompt | None = None,
-        batch_size: int = 8,
+        batch_size: int = _SLICES_AT_ONCE,
     ) -> Iterator[AnomalyResult]:
-        """Detect on planes, in their order, a batch at a time; only one batch is held in memory.
+        """Detect on planes, in their order, a batch at a time.
+
+        While the network runs on one batch, a thread prepares the next; so two are held in memory at most.
 
         Args:
             planes: slices, of any size.
@@ -173,25 +179,31 @@ class SliceDetector:
         if not 0 <= limit <= 1:
             raise InvalidRequest(f"The threshold must lie between 0 and 1, not at {limit:g}")
         source = iter(planes)
-        while batch := list(itertools.islice(source, batch_size)):
-            yield from self._detect_batch(batch, limit, window, prompt, calibration)
+        with ThreadPoolExecutor(1, "MedAnomalyCLIP-prepare") as pool:
 
-    def _detect_batch(
-        self,
-        planes: list[SlicePlane],
-        threshold: float,
-        window: Window | None,
-        prompt: Prompt,
-        calibration: _Calibration,
-    ) -> list[AnomalyResult]:
+            def coming() -> Future[_Batch] | None:
+                """The next batch, cut here and prepared there."""
+                batch = list(itertools.islice(source, batch_size))
+                return pool.submit(self._prepare, batch, window) if batch else None
+
+            waiting = coming()
+            while waiting is not None:
+                batch, waiting = waiting.result(), coming()
+                yield from self._detect_batch(batch, limit, prompt, calibration)
+
+    def _prepare(self, planes: Sequence[SlicePlane], window: Window | None) -> _Batch:
         started = time.perf_counter()
         prepared = [self._preprocessor.prepare(plane, window) for plane in planes]
-        images, valid = (
-            np.stack([np.asarray(p.tensor) for p in prepared]),
-            np.stack([np.asarray(p.valid) for p in prepared]),
-        )
+        images = np.stack([np.asarray(item.tensor) for item in prepared])
+        valid = np.stack([np.asarray(item.valid) for item in prepared])
+        return _Batch(planes, prepared, images, valid, time.perf_counter() - started)
+
+    def _detect_batch(
+        self, batch: _Batch, threshold: float, prompt: Prompt, calibration: _Calibration
+    ) -> list[AnomalyResult]:
+        planes, prepared = batch.planes, batch.prepared
         ready = time.perf_counter()
-        found = self._network(images, valid, self._text(prompt))
+        found = self._network(batch.images, batch.valid, self._text(prompt))
         if not (np.isfinite(found.map).all() and np.isfinite(found.score).all()):
             raise BundleInvalid(
                 f"Detector {self.name!r} gives values that are no numbers: its weights are damaged, or too "
@@ -204,7 +216,7 @@ class SliceDetector:
             for plane, item, network_map in zip(planes, prepared, found.map, strict=True)
         ]
         seconds = {
-            "preprocess": (ready - started) / len(planes),
+            "preprocess": batch.seconds / len(planes),
             "network": (done - ready) / len(planes),
             "map_back": (time.perf_counter() - done) / len(planes),
         }
@@ -267,6 +279,16 @@ class SliceDetector:
         return _Calibration(title, own.threshold, own.image_threshold, own.reference)
 
 
+class _Batch(NamedTuple):
+    """Planes and what the network takes of them; seconds that preparing them took."""
+
+    planes: Sequence[SlicePlane]
+    prepared: Sequence[Prepared]
+    images: np.ndarray
+    valid: np.ndarray
+    seconds: float
+
+
 class _Calibration(NamedTuple):
     """What scores made with one prompt mean; None for what is not known."""
 
@@ -309,10 +331,11 @@ def detect_slices(
     for index in wanted:
         if not 0 <= index < count:
             raise InvalidRequest(f"There is no slice {index} along this axis; choose 0 to {count - 1}")
-    for done, index in enumerate(wanted, start=1):
+    planes = (cut_slice(volume, axis, index) for index in wanted)
+    results = detector.detect_many(planes, threshold=threshold, window=window, prompt=prompt)
+    for done in range(len(wanted)):
         if is_cancelled is not None and is_cancelled():
-            raise Cancelled(f"Stopped after {done - 1} of {len(wanted)} slices")
-        plane = cut_slice(volume, axis, index)
-        yield detector.detect(plane, threshold=threshold, window=window, prompt=prompt)
+            raise Cancelled(f"Stopped after {done} of {len(wanted)} slices")
+        yield next(results)
         if on_progress is not None:
-            on_progress(done, len(wanted))
+            on_progress(done + 1, len(wanted))

@@ -285,7 +285,9 @@ def test_ready_is_true_in_a_condition_and_knows_the_speed(panel):
     state = panel.logic.isReady()
     assert state
     assert state.speed == speed
-    assert {package.name for package in state.packages} >= {"torch", "monai"}
+    assert "onnxruntime" in {package.name for package in state.packages}
+    of_gpus = panel.logic.isReady(device="cuda").packages
+    assert {package.name for package in of_gpus} >= {"torch", "monai", "onnxruntime"}
 
 
 def test_a_detector_that_is_gone_is_a_reason_not_to_be_ready(panel, tmp_path):

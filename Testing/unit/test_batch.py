@@ -54,6 +54,10 @@ class Detector:
     def title_of(self, prompt):
         return ""
 
+    def detect_many(self, planes, **options):
+        for plane in planes:
+            yield self.detect(plane, **options)
+
     def detect(self, plane, *, threshold=None, window=None, prompt=None):
         if self.crash is not None and plane.pixels.max() == self.crash:
             raise ZeroDivisionError

@@ -34,6 +34,10 @@ class FakeDetector:
     def guess_preset(self, modality, words="") -> str:
         return ""
 
+    def detect_many(self, planes, **options):
+        for plane in planes:
+            yield self.detect(plane, **options)
+
     def detect(self, plane, *, threshold=None, window=None, prompt=None) -> AnomalyResult:
         self.asked.append({"threshold": threshold, "window": window, "modality": plane.modality})
         pixels = np.where(plane.valid, plane.pixels, -np.inf)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from MedAnomalyCLIPLib.bundle import Bundle, default_bundle_path
 from MedAnomalyCLIPLib.detection import SliceDetector, detect_slices
 from MedAnomalyCLIPLib.errors import BundleInvalid, Cancelled, InvalidRequest
-from MedAnomalyCLIPLib.geometry import cut_plane, cut_slice
+from MedAnomalyCLIPLib.geometry import SlicePlane, cut_plane, cut_slice
 from MedAnomalyCLIPLib.volume import Volume
 
 
@@ -68,7 +71,7 @@ def test_batches_and_single_planes_agree(detector, volume):
         np.testing.assert_allclose(result.map, detector.detect(plane).map, atol=1e-5)
 
 
-def test_one_batch_is_held_at_a_time(detector, volume):
+def test_while_one_batch_is_detected_no_more_than_the_next_is_cut(detector, volume):
     taken = []
 
     def planes():
@@ -76,8 +79,56 @@ def test_one_batch_is_held_at_a_time(detector, volume):
             taken.append(k)
             yield cut_slice(volume, 2, k)
 
-    next(detector.detect_many(planes(), batch_size=2))
-    assert taken == [0, 1]
+    results = detector.detect_many(planes(), batch_size=2)
+    next(results)
+    assert taken == [0, 1, 2, 3]
+    next(results)
+    assert taken == [0, 1, 2, 3]
+
+
+def test_slices_are_prepared_while_the_network_runs(detector, volume, monkeypatch):
+    """Each waits for the other: the second batch's preparation ends before the first batch's network does."""
+    prepared = threading.Event()
+    prepare, network = detector._preprocessor.prepare, detector._network
+
+    def notice(plane, window):
+        if plane.aligned.index == 1:
+            prepared.set()
+        return prepare(plane, window)
+
+    def slow(*inputs):
+        assert prepared.wait(20), "nothing was prepared meanwhile"
+        return network(*inputs)
+
+    monkeypatch.setattr(detector._preprocessor, "prepare", notice)
+    monkeypatch.setattr(detector, "_network", slow)
+    planes = [cut_slice(volume, 2, k) for k in range(2)]
+    assert len(list(detector.detect_many(planes, batch_size=1))) == 2
+
+
+def test_a_slice_that_cannot_be_prepared_is_told_in_its_turn(detector, volume):
+    planes = [cut_slice(volume, 2, k) for k in range(2)]
+    with pytest.raises(InvalidRequest, match="window"):
+        list(detector.detect_many(planes, window=(2.0, 1.0)))
+
+
+def test_memory_does_not_grow_with_the_number_of_slices(detector):
+    """At most as much is held for 60 large slices as for 20; one of them has 2 MB."""
+
+    def planes(count):
+        for k in range(count):
+            yield SlicePlane(np.full((512, 512), float(k)), np.eye(4), np.ones((512, 512), bool))
+
+    def held(count):
+        tracemalloc.start()
+        for _ in detector.detect_many(planes(count), batch_size=2):
+            pass
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    held(4)
+    assert held(60) < held(20) + 2e6
 
 
 def test_result_tells_where_it_comes_from(detector, tiny_bundle, volume):
