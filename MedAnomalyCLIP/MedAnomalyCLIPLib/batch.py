@@ -70,6 +70,7 @@ class BatchSettings:
         middle: only the middle slice of each volume, not all.
         modality: DICOM code that stands above what files say; None for what they say.
         threshold, window: see `SliceDetector.detect_many`.
+        dicom: what to write as DICOM too, see `export.ResultWriter`; inputs that are not DICOM fail then.
     """
 
     axis: str = "acquisition"
@@ -77,6 +78,7 @@ class BatchSettings:
     modality: str | None = None
     threshold: float | None = None
     window: tuple[float, float] | None = None
+    dicom: tuple[str, ...] = ()
 
 
 def find_inputs(folder: Path | str, *, leave_out: Path | None = None) -> list[BatchInput]:
@@ -228,7 +230,7 @@ class _Batch:
             return cls(output, {**manifest, "detector": None, "inputs": []}, settings)
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
-            earlier = manifest["settings"]
+            earlier = {"dicom": [], **manifest["settings"]}  # which earlier versions did not know
             batch = cls(output, manifest, settings)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputFailed(f"{MANIFEST} in {output.name} cannot be read; use another --output") from error
@@ -303,7 +305,9 @@ class _Batch:
         count = slice_count(volume, axis)
         indices = [count // 2] if settings.middle else list(range(count))
         # Results of an input that was stopped, or not told of any more, are replaced.
-        writer = ResultWriter(self._output / name, volume, requested=len(indices), overwrite=True)
+        writer = ResultWriter(
+            self._output / name, volume, requested=len(indices), overwrite=True, dicom=settings.dicom
+        )
         try:
             with writer:
                 for result in detect_slices(
