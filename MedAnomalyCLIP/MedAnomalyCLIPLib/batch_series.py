@@ -39,6 +39,7 @@ class BatchSettings:
         middle: only the middle slice of each volume, not all.
         modality: DICOM code that stands above what files say; None for what they say.
         threshold, window: see `SliceDetector.detect_many`.
+        dicom: what to write as DICOM too, see `export.ResultWriter`; inputs that are not DICOM fail then.
     """
 
     axis: str = "acquisition"
@@ -46,6 +47,7 @@ class BatchSettings:
     modality: str | None = None
     threshold: float | None = None
     window: tuple[float, float] | None = None
+    dicom: tuple[str, ...] = ()
 
 
 class Sink(Protocol):
@@ -119,7 +121,14 @@ def _detect(
     if (earlier := _earlier(task, volume, detector, prompt, axis, indices)) is not None:
         return _done(volume, earlier["slices"])
     # Results of a series that was stopped are replaced.
-    writer = ResultWriter(task.folder, volume, requested=len(indices), window=settings.window, overwrite=True)
+    writer = ResultWriter(
+        task.folder,
+        volume,
+        requested=len(indices),
+        window=settings.window,
+        overwrite=True,
+        dicom=settings.dicom,
+    )
     try:
         with ExitStack() as opened:
             sinks: list[Sink] = [opened.enter_context(writer)]
@@ -166,6 +175,7 @@ def _earlier(
         prompt=detector.title_of(prompt),
         axis=axis,
         indices=indices,
+        dicom=task.settings.dicom,
     )
     return earlier if same else None
 

@@ -20,6 +20,7 @@ from .errors import GeometryRefused, InvalidRequest, SeriesAmbiguous, Unreadable
 from .limits import VARIABLE, limits
 from .volume import (
     RAS_FROM_LPS,
+    DicomFrame,
     InputSummary,
     Volume,
     assemble,
@@ -121,7 +122,15 @@ def _read(stack: _Stack, path: Path, modality: str | None) -> Volume:
         spacing_known=stack.first.spacing is not None,
         hounsfield=all(frames.hounsfield for frames in decoded),
         body_part=stack.first.body_part,
+        frames=_frames(stack, order),
     )
+
+
+def _frames(stack: _Stack, order: np.ndarray) -> tuple[DicomFrame, ...]:
+    """Where each slice comes from, in the order of the slices."""
+    if len(stack.headers) == 1:
+        return tuple(DicomFrame(stack.first.path, int(index) + 1) for index in order)
+    return tuple(DicomFrame(stack.headers[index].path, 1) for index in order)
 
 
 def _summary(stack: _Stack, path: Path) -> InputSummary:

@@ -21,6 +21,10 @@ class UnsupportedImage(MedAnomalyCLIPError):
     """An image that can be read but not used: no slices, no finite pixel, an unknown pixel layout."""
 
 
+class NotDicom(MedAnomalyCLIPError):
+    """An image whose results cannot be written as DICOM: it does not come from DICOM, or says too little."""
+
+
 class SeriesAmbiguous(MedAnomalyCLIPError):
     """A folder that holds several series, of which the user has to choose one.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
-from .options import DetectorLoader, fraction
+from .options import DetectorLoader, add_dicom_options, fraction
 from .terminal import (
     EPILOG,
     EXIT_BUG,
@@ -57,6 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add("--json", action="store_true", help="print the manifest instead of lines")
     add("--quiet", action="store_true", help="print errors only")
+    add_dicom_options(batch)
     batch.set_defaults(run=run)
 
 
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
         modality=arguments.modality,
         threshold=arguments.threshold,
         window=tuple(arguments.window) if arguments.window else None,
+        dicom=tuple(sorted(set(arguments.dicom))),
     )
     quiet = arguments.json or arguments.quiet
     with stop_on_interrupt() as is_stopped:
