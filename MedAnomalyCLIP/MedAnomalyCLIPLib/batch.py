@@ -31,7 +31,7 @@ from .batch_series import (
 )
 from .batch_source import SearchAhead, SeriesInput, SeriesSource
 from .batch_table import TableFormat, check_table_format, write_table
-from .errors import MedAnomalyCLIPError
+from .errors import Cancelled, MedAnomalyCLIPError
 
 if TYPE_CHECKING:
     from .detection import SliceDetector
@@ -61,7 +61,7 @@ class InProcess:
             self._detector = self._load()
         return self._detector
 
-    def identify(self) -> dict[str, str]:
+    def identify(self, is_stopped: Callable[[], bool]) -> dict[str, str]:
         return identity(self._loaded())
 
     def run(
@@ -172,6 +172,9 @@ class _Queue:
                 self.settled += 1
                 continue
             if not given:
-                self._records.check_detector(engine.identify())
+                try:
+                    self._records.check_detector(engine.identify(self._is_stopped))
+                except Cancelled:
+                    return
             given.add(item.key)
             yield SeriesTask(item, self._records.folder_of(record), settings, sinks)

@@ -23,13 +23,13 @@ from .batch_series import DONE, FAILED, STOPPED, BatchSettings, Outcome
 from .batch_source import SeriesInput
 from .errors import InvalidRequest, OutputFailed
 from .export import MANIFEST as RESULT
-from .output_folder import writing
+from .output_folder import clear_remains, writing
 from .result import RESEARCH_USE_ONLY
 
 MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "run.lock"
 SCHEMA_VERSION = 2
 # Failures that say nothing against the series: the same command takes these again by itself.
-_NOT_ITS_OWN = ("OutputFailed",)
+_NOT_ITS_OWN = ("OutputFailed", "WorkerUnfit")
 _SAVE_SECONDS, _SHARE_OF_TIME = 5.0, 0.02
 
 Record = dict[str, Any]
@@ -159,6 +159,8 @@ class Records:
         for key in ("error", "reason", "modality", "slices", "highest"):
             record.pop(key, None)
         folder = self.folder_of(record)
+        if outcome["state"] == FAILED:
+            clear_remains(folder)  # of a worker that was killed, and will not come back to it
         written = outcome["state"] != FAILED and (folder / RESULT).is_file()
         record.update(outcome, folder=folder.relative_to(self._output).as_posix() if written else None)
         self._note(record)

@@ -200,10 +200,11 @@ def _without_names(message: str, item: SeriesInput) -> str:
 class Engine(Protocol):
     """Where series are done: in this process (`batch.InProcess`), or by many (`cluster.Workers`)."""
 
-    def identify(self) -> dict[str, str]:
+    def identify(self, is_stopped: Callable[[], bool]) -> dict[str, str]:
         """Name, version and hash of its detector, which is loaded now if it was not.
 
         Raises:
+            Cancelled: it was stopped while it waited.
             MedAnomalyCLIPError: it cannot be loaded.
         """
 

@@ -57,6 +57,10 @@ class OutputFailed(MedAnomalyCLIPError):
     """A result that could not be written: unwritable folder, full disk, existing files."""
 
 
+class ClusterFailed(MedAnomalyCLIPError):
+    """Workers that cannot be started or reached, or a scheduler that was lost. What was done is kept."""
+
+
 class Cancelled(MedAnomalyCLIPError):
     """The user stopped the run."""
 

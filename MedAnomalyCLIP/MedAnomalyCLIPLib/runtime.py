@@ -65,6 +65,15 @@ def available_devices() -> tuple[str, ...]:
     return ("cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else []))
 
 
+def gpu_count(device: str = "auto") -> int:
+    """How many CUDA devices this computer offers to whoever asks for a device by this name."""
+    if device not in ("auto", "cuda"):
+        return int(device.startswith("cuda"))
+    import torch
+
+    return torch.cuda.device_count()
+
+
 def device_title(device: str) -> str:
     """A device as a reader knows it, for example "NVIDIA A100 (cuda:0)" or "CPU, 4 threads"."""
     import torch

@@ -181,6 +181,27 @@ def test_a_refusal_of_dicom_results_tells_nothing_of_the_patient(mark, study, ti
     assert not list((tmp_path / "out").rglob("*"))
 
 
+@pytest.mark.parametrize("words", [["--table", "parquet"], ["--workers", "1"]], ids=["one", "workers"])
+def test_a_batch_tells_nothing_of_the_patients(words, study, tmp_path, capfd):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("distributed")
+    import worker_detectors
+
+    (study / "Markedname.nii.gz").write_bytes(gzip.compress(b"\x5c\x01" + bytes(400)))
+    (study / "3.dcm").write_bytes((study / "2.dcm").read_bytes()[:-700])
+    (study / "Zyxwv").mkdir()
+    write_dicom(study / "Zyxwv" / "4.dcm", np.ones((40, 36), np.int16), SeriesNumber=5, **private_elements())
+    (tmp_path / "notes").mkdir()
+    where = [study, "--output", tmp_path / "out", "--model", tmp_path / "notes", "--device", "cpu"]
+    assert main(["batch", *map(str, where), *words], load=worker_detectors.load) == EXIT_USER_ERROR
+    told_of = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert told_of["counts"]["done"] >= 1
+    assert told_of["counts"]["failed"] >= 1
+    assert list((tmp_path / "out").glob("slices.*"))
+    assert files_that_tell(tmp_path / "out") == {}
+    assert told(capfd.readouterr().err.replace(str(tmp_path), "").encode()) == []
+
+
 def test_looking_tells_nothing_of_the_patient(study, capfd):
     for words in (["info", str(study)], ["info", str(study), "--json"], ["info", str(study / "0.dcm")]):
         assert main(words) == EXIT_DONE

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..cluster_start import SlurmJob, existing_scheduler, local_workers, slurm_workers, threads_of_each
 from ..errors import InvalidRequest
 from .options import DetectorLoader, add_dicom_options, fraction
 from .terminal import (
@@ -18,6 +21,10 @@ from .terminal import (
     print_json,
     stop_on_interrupt,
 )
+
+if TYPE_CHECKING:
+    from ..batch_series import Engine
+    from ..batch_source import SeriesInput
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -55,14 +62,33 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="pixel values shown as black and white"
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    workers = batch.add_argument_group("many processes (pip install '.[cluster]')")
+    workers.add_argument(
+        "--workers", type=_count, metavar="N", help="on N processes of this computer, or in N jobs of SLURM"
+    )
+    where = workers.add_mutually_exclusive_group()
+    where.add_argument("--scheduler", metavar="ADDRESS", help="on the workers of a Dask scheduler that runs")
+    where.add_argument(
+        "--slurm",
+        nargs="*",
+        metavar="NAME=VALUE",
+        help="in jobs of SLURM, each with cores=4 memory=16GB walltime=04:00:00 gpus=0, and queue=, account="
+        " and interface= as your cluster wants them",
+    )
     add("--json", action="store_true", help="print the manifest instead of lines")
     add("--quiet", action="store_true", help="print errors only")
     add_dicom_options(batch)
     batch.set_defaults(run=run)
 
 
+def _count(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 1")
+    return int(text)
+
+
 def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
-    from ..batch import InProcess, run_batch
+    from ..batch import run_batch
     from ..batch_series import BatchSettings
     from ..batch_source import search
 
@@ -78,20 +104,75 @@ def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
         window=tuple(arguments.window) if arguments.window else None,
         dicom=tuple(sorted(set(arguments.dicom))),
     )
-    quiet = arguments.json or arguments.quiet
-    with stop_on_interrupt() as is_stopped:
+    with (
+        stop_on_interrupt() as is_stopped,
+        _engine(arguments, load) as engine,
+        _progress(arguments.json or arguments.quiet) as tell,
+    ):
         manifest = run_batch(
             search(arguments.input, leave_out=arguments.output),
             arguments.output,
-            InProcess(lambda: load(arguments.model, arguments.device)),
+            engine,
             settings=settings,
             table=arguments.table,
             retry=arguments.retry,
-            on_series=None if quiet else _tell,
+            on_series=tell,
             is_stopped=is_stopped,
         )
         stopped = is_stopped()
     return _conclude(manifest, arguments, stopped)
+
+
+@contextmanager
+def _engine(arguments: argparse.Namespace, load: DetectorLoader) -> Iterator[Engine]:
+    """What does the series: this process, or whatever the options ask for."""
+    from ..batch import InProcess
+
+    job = None if arguments.slurm is None else SlurmJob.parse(arguments.slurm)
+    if arguments.scheduler and arguments.workers:
+        raise InvalidRequest("--scheduler brings its own workers: leave out --workers")
+    if job and not arguments.workers:
+        raise InvalidRequest("--slurm wants the number of jobs too: --workers N")
+    if not (arguments.workers or arguments.scheduler):
+        yield InProcess(lambda: load(arguments.model, arguments.device))
+        return
+    from ..cluster import WorkerDetector, Workers
+    from ..runtime import gpu_count
+
+    threads = None
+    with ExitStack() as opened:
+        if arguments.scheduler:
+            client = opened.enter_context(existing_scheduler(arguments.scheduler))
+        elif job:
+            threads = job.cores
+            client = opened.enter_context(slurm_workers(job, arguments.workers))
+        else:
+            threads = threads_of_each(arguments.workers)
+            gpus = gpu_count(arguments.device)
+            client = opened.enter_context(local_workers(arguments.workers, gpus=gpus))
+        if not arguments.quiet:
+            print(f"Progress of all workers: {client.dashboard_link}", file=sys.stderr)
+        model = arguments.model and arguments.model.absolute()
+        yield Workers(client, WorkerDetector(load, model, arguments.device, threads))
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[..., None] | None]:
+    """A line for each series, above a bar of all that were found where somebody watches."""
+    if quiet:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="series", leave=False, disable=None) as bar:
+
+        def tell(settled: int, found: int, item: SeriesInput, record: dict[str, Any]) -> None:
+            tqdm.write(_line(settled, found, item, record), file=sys.stdout)
+            sys.stdout.flush()
+            bar.total = found
+            bar.update(settled - bar.n)
+
+        yield tell
 
 
 def _conclude(manifest: dict[str, Any], arguments: argparse.Namespace, stopped: bool) -> int:
@@ -114,7 +195,7 @@ def _conclude(manifest: dict[str, Any], arguments: argparse.Namespace, stopped: 
     return EXIT_USER_ERROR if counts["failed"] else EXIT_DONE
 
 
-def _tell(settled: int, found: int, item: Any, record: dict[str, Any]) -> None:
+def _line(settled: int, found: int, item: SeriesInput, record: dict[str, Any]) -> str:
     """One series in one line; the terminal is not the results, so the file may be named."""
     words = record["state"]
     if "highest" in record:
@@ -122,7 +203,7 @@ def _tell(settled: int, found: int, item: Any, record: dict[str, Any]) -> None:
         words += f"  highest score {top['score']:.3f} at slice {top['index']} of {record['slices']}"
     elif "reason" in record:
         words += f"  {record['reason']}"
-    print(f"{settled}/{found}  {record['number']:04d}  {item.place}  {words}", flush=True)
+    return f"{settled}/{found}  {record['number']:04d}  {item.place}  {words}"
 
 
 def _list(arguments: argparse.Namespace) -> int:
