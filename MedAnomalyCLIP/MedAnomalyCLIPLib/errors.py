@@ -61,6 +61,10 @@ class ClusterFailed(MedAnomalyCLIPError):
     """Workers that cannot be started or reached, or a scheduler that was lost. What was done is kept."""
 
 
+class ArchiveFailed(MedAnomalyCLIPError):
+    """An archive on the network that cannot be reached, refuses what it is asked, or answers strangely."""
+
+
 class Cancelled(MedAnomalyCLIPError):
     """The user stopped the run."""
 

@@ -6,6 +6,7 @@ only" in its pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +88,7 @@ def secondary_capture(
     if first.get("BurnedInAnnotation"):
         capture.BurnedInAnnotation = first.BurnedInAnnotation  # the slice's own pixels are in the picture
     capture.SourceImageSequence = _references(result, source)
+    capture.ReferencedSeriesSequence = [_series_of(capture.SourceImageSequence, source)]
     return capture
 
 
@@ -116,3 +118,18 @@ def _references(result: AnomalyResult, source: DicomSource) -> list[Dataset]:
             reference.ReferencedFrameNumber = number
         references.append(reference)
     return references
+
+
+def _series_of(references: Sequence[Dataset], source: DicomSource) -> Dataset:
+    """Which series the images are of (PS3.3 C.12.2), so that an archive can tell what was looked at."""
+    from pydicom import Dataset
+
+    series = Dataset()
+    series.SeriesInstanceUID = source.first.SeriesInstanceUID
+    series.ReferencedInstanceSequence = []
+    for reference in references:
+        instance = Dataset()
+        instance.ReferencedSOPClassUID = reference.ReferencedSOPClassUID
+        instance.ReferencedSOPInstanceUID = reference.ReferencedSOPInstanceUID
+        series.ReferencedInstanceSequence.append(instance)
+    return series
