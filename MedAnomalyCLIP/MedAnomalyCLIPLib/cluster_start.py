@@ -31,7 +31,10 @@ _CONFIGURATION = {
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.terminate": 0.95,
+    # A worker that died is started anew, which takes a while on a busy computer.
+    "distributed.deploy.lost-worker-timeout": "2 minutes",
 }
+_REPLACE_SECONDS = 15
 _ANSWER_SECONDS = 10
 _THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
@@ -84,6 +87,7 @@ def local_workers(count: int, *, gpus: int = 0) -> Iterator[Client]:
                 silence_logs=logging.ERROR,
             )
             opened.enter_context(cluster)
+            opened.enter_context(_kept(cluster, count))
             client = opened.enter_context(distributed.Client(cluster))
             client.register_plugin(_ignoring_interrupts(distributed))
         yield client
@@ -183,7 +187,7 @@ class SlurmJob:
         return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
 
 
-_LEAVE_SECONDS = 300  # before its job is ended, a worker gives back what it has not begun
+_LEAVE_SECONDS = 300  # before its job is ended, a worker leaves, and what it had is done by another
 
 
 @contextmanager
@@ -192,7 +196,7 @@ def slurm_workers(
 ) -> Iterator[Client]:
     """Jobs of SLURM, asked for from where this runs: a node that may submit jobs and that they can reach.
 
-    A job that ends is replaced as long as there is work.
+    A job that ends is replaced.
 
     Args:
         job: what each asks for.
@@ -209,7 +213,8 @@ def slurm_workers(
         with _starting():
             opened.enter_context(dask.config.set(_CONFIGURATION))
             cluster = opened.enter_context(make(**slurm_options(job)))
-            cluster.adapt(minimum_jobs=count, maximum_jobs=count)
+            cluster.scale(count)
+            opened.enter_context(_kept(cluster, count))
             client = opened.enter_context(distributed.Client(cluster))
         yield client
 
@@ -250,6 +255,19 @@ def _dask() -> tuple[Any, Any]:
     except ImportError as error:
         raise DependencyMissing(_INSTALL.format(f"Python package {error.name}")) from error
     return dask, distributed
+
+
+@contextmanager
+def _kept(cluster: Any, count: int) -> Iterator[None]:
+    """Ask again and again for as many workers as there should be; Dask itself replaces none."""
+    from tornado.ioloop import PeriodicCallback
+
+    again = PeriodicCallback(lambda: cluster.scale(count), 1000 * _REPLACE_SECONDS)
+    cluster.loop.add_callback(again.start)
+    try:
+        yield
+    finally:
+        cluster.loop.add_callback(again.stop)
 
 
 def _slurm_cluster() -> Callable[..., Any]:

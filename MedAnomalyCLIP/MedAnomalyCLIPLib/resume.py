@@ -1,4 +1,7 @@
-"""Whether results that are there answer a request, so that a batch that was ended can go on where it was.
+"""Whether results that are there answer a request, so that what was ended can go on where it was.
+
+`detect --resume` asks for every input, since the results are all that it has; `batch`, which has records, for
+those whose end these do not tell.
 
 A folder of results and what is asked for in; the manifest of the earlier run out, if it answers.
 """

@@ -28,7 +28,9 @@ from MedAnomalyCLIPLib.batch import InProcess, run_batch  # noqa: E402
 from MedAnomalyCLIPLib.batch_records import Records, held  # noqa: E402
 from MedAnomalyCLIPLib.batch_series import DONE, BatchSettings  # noqa: E402
 from MedAnomalyCLIPLib.batch_source import FileInput, search  # noqa: E402
-from MedAnomalyCLIPLib.batch_table import write_table  # noqa: E402
+from MedAnomalyCLIPLib.batch_table import check_table_format, write_table  # noqa: E402
+from MedAnomalyCLIPLib.detection import SliceDetector, detect_slices  # noqa: E402
+from MedAnomalyCLIPLib.geometry import acquisition_axis, slice_count  # noqa: E402
 
 
 class Brightness(BrightnessDetector):
@@ -53,6 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="archive-") as place:
         folder = arguments.folder or write_archive(Path(place) / "archive", arguments)
         measure_search(folder)
+        measure_detection(folder)
         measure_results(folder, Path(place) / "out")
         measure_records(Path(place) / "records", arguments.records)
 
@@ -96,6 +99,7 @@ def measure_results(folder: Path, out: Path) -> None:
     count = sum(path.is_file() for path in out.rglob("*"))
     print(f"reading and writing, without a network: {1000 * seconds / slices:.1f} ms a slice")
     print(f"results: {size / slices / 1e3:.0f} kB and {count / slices:.2f} files a slice")
+    check_table_format("parquet")  # imports what it takes
     for form in ("csv", "parquet"):
         started = time.process_time()
         path = write_table(out, done, form)  # type: ignore[arg-type]
@@ -103,6 +107,21 @@ def measure_results(folder: Path, out: Path) -> None:
         print(
             f"table, {form}: {1e6 * seconds / slices:.0f} µs and {path.stat().st_size / slices:.0f} B a slice"
         )
+
+
+def measure_detection(folder: Path) -> None:
+    """The bundled detector on one thread, on the middle slices of a series, once it is warm."""
+    import torch
+
+    torch.set_num_threads(1)
+    volume = next(search([folder])).read(None)
+    detector = SliceDetector.load(device="cpu")
+    middle = slice_count(volume, acquisition_axis(volume)) // 2
+    few = range(max(0, middle - 4), middle + 4)
+    list(detect_slices(detector, volume, indices=few))
+    started = time.process_time()
+    count = len(list(detect_slices(detector, volume, indices=few)))
+    print(f"bundled detector: {1000 * (time.process_time() - started) / count:.0f} ms a slice")
 
 
 def measure_records(out: Path, count: int) -> None:

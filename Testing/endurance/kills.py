@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -136,11 +136,24 @@ def _remains(out: Path) -> list[str]:
 
 def _check_results(out: Path) -> list[str]:
     """Folders of results that can be seen are complete, and every file in them can be read."""
+    stray = [p.name for p in out.glob("[!.]*") if not (p / "result.json").is_file()] if out.is_dir() else []
+    faults = [f"{name} has no manifest" for name in stray]
+    return faults + _check_manifests(out.glob("[!.]*/result.json") if out.is_dir() else [])
+
+
+def _check_batch(out: Path) -> list[str]:
+    """The same for a batch, whose results lie in folders of studies beside manifests that are whole."""
+    for path in out.rglob("manifest.json") if out.is_dir() else []:
+        json.loads(path.read_text())
+    return _check_manifests(out.glob("*/[!.]*/result.json") if out.is_dir() else [])
+
+
+def _check_manifests(manifests: Iterable[Path]) -> list[str]:
     import SimpleITK as sitk
     from PIL import Image
 
     faults = []
-    for manifest in out.glob("[!.]*/result.json") if out.is_dir() else []:
+    for manifest in manifests:
         told = json.loads(manifest.read_text())
         names = {path.name for path in manifest.parent.iterdir()}
         if not told["complete"] or names != set(told["files"]):
@@ -153,8 +166,7 @@ def _check_results(out: Path) -> list[str]:
                 sitk.ReadImage(str(path))
             if name.endswith(".png"):
                 Image.open(path).load()
-    stray = [p.name for p in out.glob("[!.]*") if not (p / "result.json").is_file()] if out.is_dir() else []
-    return faults + [f"{name} has no manifest" for name in stray]
+    return faults
 
 
 def _check_report(out: Path) -> list[str]:
@@ -216,6 +228,12 @@ def cases(root: Path) -> list[Case]:
             lambda out: _hash_of(
                 [*out.glob("*/*.png"), *out.glob("*/scores.csv"), *out.glob("*/map.nii.gz")]
             ),
+        ),
+        Case(
+            "batch",
+            lambda out: ["batch", *volumes, "--output", out, *common],
+            _check_batch,
+            lambda out: _hash_of([*out.glob("*/*/*.png"), *out.glob("*/*/map.nii.gz"), out / "slices.csv"]),
         ),
         Case(
             "evaluate",

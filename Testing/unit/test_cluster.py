@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +182,26 @@ def test_a_detector_that_no_worker_can_load_ends_the_batch(client, notes, tmp_pa
         run_batch(search([studies]), tmp_path / "out", on(client, notes, worker_detectors.load_none))
 
 
+def test_a_worker_that_cannot_load_the_detector_is_let_go_and_fails_nothing(notes, tmp_path):
+    studies = write_series(tmp_path / "studies", 6)
+    with local_workers(2) as client:
+        engine = on(client, notes, worker_detectors.load_once)
+        manifest = run_batch(search([studies]), tmp_path / "out", engine)
+        assert len(client.nthreads()) == 1
+    assert states(manifest) == [DONE] * 6
+
+
+def test_a_worker_that_is_gone_for_good_is_replaced(monkeypatch):
+    monkeypatch.setattr(cluster_start, "_REPLACE_SECONDS", 0.5)
+    monkeypatch.setitem(cluster_start._CONFIGURATION, "distributed.deploy.lost-worker-timeout", "1s")
+    with local_workers(1) as client:
+        (first,) = client.nthreads()
+        client.retire_workers([first], close_workers=True, remove=True)
+        client.wait_for_workers(1, timeout=120)
+        (second,) = client.nthreads()
+    assert second != first
+
+
 def test_no_name_gets_into_what_dask_may_log(client, notes, tmp_path):
     from distributed.protocol import serialize  # noqa: F401
 
@@ -309,11 +330,13 @@ def test_cores_are_shared_out_once():
 
 class FakeCluster:
     def __init__(self, **options):
-        self.options, self.adapted, self.closed = options, None, False
+        self.options, self.count, self.closed = options, 0, False
+        self.called = []
+        self.loop = SimpleNamespace(add_callback=self.called.append)
         FakeCluster.made = self
 
-    def adapt(self, **how):
-        self.adapted = how
+    def scale(self, count):
+        self.count = count
 
     def __enter__(self):
         return self
@@ -332,8 +355,9 @@ def test_jobs_are_asked_for_and_let_go(monkeypatch):
     monkeypatch.setattr(distributed, "Client", FakeClient)
     job = SlurmJob.parse(["queue=gpu", "gpus=1", "cores=8", "memory=24GB", "walltime=1-02:00:00"])
     with slurm_workers(job, 20, cluster_class=FakeCluster) as client:
-        assert client.cluster.adapted == {"minimum_jobs": 20, "maximum_jobs": 20}
+        assert client.cluster.count == 20
     assert FakeCluster.made.closed
+    assert [call.__name__ for call in FakeCluster.made.called] == ["start", "stop"]
     options = FakeCluster.made.options
     assert options == slurm_options(job)
     assert options["security"] is True
