@@ -571,7 +571,8 @@ def test_odd_names_of_patients_are_copied_and_not_printed(name, tmp_path, capfd,
 
 @needs_validator
 def test_dates_of_old_headers_are_mended_or_left_out(tmp_path):
-    folder = write_series(tmp_path / "in", StudyDate="1997.04.24", PatientBirthDate="unknown", PatientSex="W")
+    odd = {"StudyDate": "1997.04.24", "PatientBirthDate": "unknown", "PatientSex": "W"}
+    folder = write_series(tmp_path / "in", **odd, LossyImageCompression="")
     _, _, files = write(folder, tmp_path / "out")
     dataset = dcmread(files[SEGMENTATION])
     assert (dataset.StudyDate, dataset.PatientBirthDate, dataset.PatientSex) == ("19970424", "", "")
