@@ -60,7 +60,7 @@ class ResultWriter:
     Everything is written beside the folder first and moved into place at the end, so that a folder that is
     there is whole. A run that the user stops keeps the slices that are done, and its manifest says
     `"complete": false`; any other error leaves nothing behind. Memory holds one map and one mask
-    of the volume's size, however many slices come.
+    of the volume's size, however many slices come; for DICOM, those of each slice besides.
 
     ```python
     with ResultWriter(folder, volume, requested=40) as writer:

@@ -28,6 +28,7 @@ from pydicom.uid import (
 from harness.fake_detector import BrightnessDetector
 from MedAnomalyCLIPLib.cli import EXIT_DONE, EXIT_USER_ERROR, main
 from MedAnomalyCLIPLib.components import largest_diameter
+from MedAnomalyCLIPLib.dicom import frames_on_grid
 from MedAnomalyCLIPLib.dicom_output import DicomSource, measurement_report, segmentations, write_dicom_results
 from MedAnomalyCLIPLib.errors import (
     Cancelled,
@@ -508,6 +509,34 @@ def test_a_header_that_says_too_little_is_refused_before_detection(elements, wor
         ResultWriter(tmp_path / "out", volume, dicom=["segmentation"])
 
 
+def moved(matrix: np.ndarray) -> np.ndarray:
+    shift = np.zeros((4, 4))
+    shift[0, 3] = 0.2  # mm
+    return matrix + shift
+
+
+def test_files_are_found_for_a_volume_that_another_program_read_and_stacked_the_other_way(tmp_path):
+    volume = read_volume(write_series(tmp_path / "in", orientation=TILTED))
+    paths = sorted((tmp_path / "in").iterdir())
+    assert frames_on_grid(paths, volume) == volume.frames
+    reverse = volume.ijk_to_ras @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 3], [0, 0, 0, 1]])
+    assert frames_on_grid(paths, replace(volume, ijk_to_ras=reverse)) == volume.frames[::-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: replace(v, voxels=v.voxels[:, 1:]), "cropped"),
+        (lambda v: replace(v, ijk_to_ras=v.ijk_to_ras @ np.diag([-1.0, -1, 1, 1])), "elsewhere"),
+        (lambda v: replace(v, ijk_to_ras=moved(v.ijk_to_ras)), "elsewhere"),
+    ],
+)
+def test_a_volume_that_is_not_what_its_files_hold_is_refused(change, words, tmp_path):
+    volume = read_volume(write_series(tmp_path / "in"))
+    with pytest.raises(GeometryRefused, match=words):
+        frames_on_grid(sorted((tmp_path / "in").iterdir()), change(volume))
+
+
 def test_several_frames_in_a_kind_of_one_frame_are_refused(tmp_path):
     volume = read_volume(write_single(tmp_path / "in", UltrasoundImageStorage, "US", pixels=spots()))
     with pytest.raises(NotDicom, match="several frames"):
@@ -542,7 +571,8 @@ def test_odd_names_of_patients_are_copied_and_not_printed(name, tmp_path, capfd,
 
 @needs_validator
 def test_dates_of_old_headers_are_mended_or_left_out(tmp_path):
-    folder = write_series(tmp_path / "in", StudyDate="1997.04.24", PatientBirthDate="unknown", PatientSex="W")
+    odd = {"StudyDate": "1997.04.24", "PatientBirthDate": "unknown", "PatientSex": "W"}
+    folder = write_series(tmp_path / "in", **odd, LossyImageCompression="")
     _, _, files = write(folder, tmp_path / "out")
     dataset = dcmread(files[SEGMENTATION])
     assert (dataset.StudyDate, dataset.PatientBirthDate, dataset.PatientSex) == ("19970424", "", "")

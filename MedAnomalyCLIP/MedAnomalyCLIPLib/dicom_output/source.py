@@ -193,6 +193,8 @@ def _read_identity(path: Path) -> Dataset:
                 setattr(header, keyword, "")
         if header.PatientSex not in _SEXES:
             header.PatientSex = ""
+        if header.get("LossyImageCompression") not in ("00", "01"):
+            header.pop("LossyImageCompression", None)
         for keyword, kind in (("PatientBirthDate", DA), ("StudyDate", DA), ("StudyTime", TM)):
             # Full stops and colons are ACR-NEMA's way, which the standard does not allow any more.
             text = str(header[keyword].value)
