@@ -37,7 +37,7 @@ $(BIN)/python:
 # Installing for the tests installs what detection needs too.
 $(VENV)/.for-detect: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV); this takes some minutes, once."
-	$(INSTALL) '.[codecs]'
+	$(INSTALL) '.[codecs,dicom]'
 	@touch $@
 
 $(VENV)/.for-test: pyproject.toml constraints.txt | $(BIN)/python

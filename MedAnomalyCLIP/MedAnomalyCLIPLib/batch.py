@@ -23,9 +23,9 @@ from .batch_records import Record, Records, held
 from .batch_series import (
     BatchSettings,
     Engine,
-    OpenSink,
     Outcome,
     SeriesTask,
+    Sink,
     detect_series,
     identity,
 )
@@ -80,7 +80,7 @@ def run_batch(
     engine: Engine,
     *,
     settings: BatchSettings | None = None,
-    sinks: tuple[OpenSink, ...] = (),
+    sinks: tuple[Sink, ...] = (),
     table: TableFormat = "csv",
     retry: bool = False,
     on_series: Told | None = None,
@@ -93,7 +93,7 @@ def run_batch(
         output: results, manifests and table go here.
         engine: what does them: `InProcess`, or `cluster.Workers`.
         settings: what is done with each; None for all slices as acquired.
-        sinks: who gets each series' results beside its folder.
+        sinks: who gets each series' results too, for example `dicomweb_sink.StoredInArchive`.
         table: format of the table of slices, `slices.csv` or `slices.parquet`.
         retry: do the series again that failed before.
         on_series: called after each series with the number of those that came to an end in this call, the
@@ -159,9 +159,7 @@ class _Queue:
         self._inputs, self._records = inputs, records
         self._retry, self._is_stopped = retry, is_stopped
 
-    def tasks(
-        self, engine: Engine, settings: BatchSettings, sinks: tuple[OpenSink, ...]
-    ) -> Iterator[SeriesTask]:
+    def tasks(self, engine: Engine, settings: BatchSettings, sinks: tuple[Sink, ...]) -> Iterator[SeriesTask]:
         """What the engine is given; it has to name its detector before the first."""
         given: set[str] = set()
         for item in self._inputs:

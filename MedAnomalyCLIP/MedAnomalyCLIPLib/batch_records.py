@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .batch_series import DONE, FAILED, STOPPED, BatchSettings, Outcome
+from .batch_series import DONE, FAILED, PRESENT, STOPPED, BatchSettings, Outcome
 from .batch_source import SeriesInput
 from .errors import InvalidRequest, OutputFailed
 from .export import MANIFEST as RESULT
@@ -29,7 +29,7 @@ from .result import RESEARCH_USE_ONLY
 MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "run.lock"
 SCHEMA_VERSION = 2
 # Failures that say nothing against the series: the same command takes these again by itself.
-_NOT_ITS_OWN = ("OutputFailed", "WorkerUnfit")
+_NOT_ITS_OWN = ("OutputFailed", "WorkerUnfit", "ArchiveFailed")
 _SAVE_SECONDS, _SHARE_OF_TIME = 5.0, 0.02
 
 Record = dict[str, Any]
@@ -138,6 +138,8 @@ class Records:
         """
         if record["state"] == DONE:
             return not (self._output / record["folder"] / RESULT).is_file()
+        if record["state"] == PRESENT:
+            return False
         return record["state"] != FAILED or retry or record.get("error") in _NOT_ITS_OWN
 
     def done(self) -> list[Record]:
@@ -252,7 +254,8 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     records = manifest["inputs"] if "inputs" in manifest else manifest["series"]
     manifest["updated"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     manifest["counts"] = {
-        state: sum(record["state"] == state for record in records) for state in (DONE, FAILED, STOPPED)
+        state: sum(record["state"] == state for record in records)
+        for state in (DONE, PRESENT, FAILED, STOPPED)
     }
     path = folder / MANIFEST
     with writing(path):

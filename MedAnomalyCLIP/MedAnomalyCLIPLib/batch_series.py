@@ -1,7 +1,7 @@
 """What a batch does with one series, in whatever process.
 
-An image in; results into its folder and to further sinks. A small dict comes back that tells what became of
-it; an error is part of that, never raised.
+An image in; results into its folder, and from there to further sinks. A small dict comes back that tells what
+became of it; an error is part of that, never raised.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .batch_source import SeriesInput
 from .errors import Cancelled, MedAnomalyCLIPError, UnreadableImage
+from .export import MANIFEST as RESULT
 from .geometry import resolve_axis, slice_count
 from .prompt import Prompt
-from .result import AnomalyResult
 
 if TYPE_CHECKING:
     from .detection import SliceDetector
     from .volume import Volume
 
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
+PRESENT = "present"  # results by the same detector were there, where this batch would have sent its own
 
 Outcome = dict[str, Any]
 """With "state" and, when done, "modality", "slices", "highest"; when failed, "error" and "reason"."""
@@ -39,6 +39,7 @@ class BatchSettings:
         middle: only the middle slice of each volume, not all.
         modality: DICOM code that stands above what files say; None for what they say.
         threshold, window: see `SliceDetector.detect_many`.
+        dicom: what to write as DICOM too, see `export.ResultWriter`; inputs that are not DICOM fail then.
     """
 
     axis: str = "acquisition"
@@ -46,16 +47,17 @@ class BatchSettings:
     modality: str | None = None
     threshold: float | None = None
     window: tuple[float, float] | None = None
+    dicom: tuple[str, ...] = ()
 
 
 class Sink(Protocol):
-    """Takes the results of one series; what it makes of them is final when its context ends without error."""
+    """Gets the results of each series when they are in its folder; it travels by pickle."""
 
-    def add(self, result: AnomalyResult) -> None: ...
+    def has(self, item: SeriesInput, bundle_sha256: str) -> bool:
+        """Whether it has results of this series by this detector already, from whatever run."""
 
-
-OpenSink = Callable[[SeriesInput, "Volume"], AbstractContextManager[Sink]]
-"""Makes a sink for one series; a function of a module or a frozen dataclass, since it travels by pickle."""
+    def take(self, item: SeriesInput, folder: Path, files: Sequence[str]) -> None:
+        """Take results; those of a series that failed here are offered again, the very same ones."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ class SeriesTask:
         item: the series.
         folder: where its results go; they are what a later run and the table of slices go by.
         settings: what is done.
-        sinks: who gets the results beside the folder. The folder appears when all of them have ended well.
+        sinks: who gets the results too. A series is done when all of them have taken it.
     """
 
     item: SeriesInput
     folder: Path = field(repr=False)
     settings: BatchSettings
-    sinks: tuple[OpenSink, ...] = ()
+    sinks: tuple[Sink, ...] = ()
 
 
 def detect_series(
@@ -87,7 +89,12 @@ def detect_series(
     try:
         if item.problem:
             raise UnreadableImage(item.problem)
-        return _detect(task, item.read(task.settings.modality), detector, on_slice, is_stopped)
+        if _had_by_all(task, detector):
+            return {"state": PRESENT}
+        with item.opened(task.settings.modality, is_stopped) as volume:
+            return _detect(task, volume, detector, on_slice, is_stopped)
+    except Cancelled:
+        return {"state": STOPPED}
     except MedAnomalyCLIPError as error:
         return failed(type(error).__name__, _without_names(str(error), item))
     except Exception as error:
@@ -99,6 +106,13 @@ def detect_series(
 
 def failed(error: str, reason: str) -> Outcome:
     return {"state": FAILED, "error": error, "reason": reason}
+
+
+def _had_by_all(task: SeriesTask, detector: SliceDetector) -> bool:
+    """Whether nothing is left to do. Results that lie in the folder are of this batch, and told as done."""
+    if not task.sinks or (task.folder / RESULT).is_file():
+        return False
+    return all(sink.has(task.item, detector.provenance.bundle_sha256) for sink in task.sinks)
 
 
 def _detect(
@@ -116,14 +130,18 @@ def _detect(
     count = slice_count(volume, axis)
     indices = [count // 2] if settings.middle else list(range(count))
     prompt = Prompt(detector.guess_preset(volume.modality, volume.body_part))
-    if (earlier := _earlier(task, volume, detector, prompt, axis, indices)) is not None:
-        return _done(volume, earlier["slices"])
-    # Results of a series that was stopped are replaced.
-    writer = ResultWriter(task.folder, volume, requested=len(indices), window=settings.window, overwrite=True)
-    try:
-        with ExitStack() as opened:
-            sinks: list[Sink] = [opened.enter_context(writer)]
-            sinks += [opened.enter_context(open_sink(task.item, volume)) for open_sink in task.sinks]
+    manifest = _earlier(task, volume, detector, prompt, axis, indices)
+    if manifest is None:
+        # Results of a series that was stopped are replaced.
+        writer = ResultWriter(
+            task.folder,
+            volume,
+            requested=len(indices),
+            window=settings.window,
+            overwrite=True,
+            dicom=settings.dicom,
+        )
+        with writer:
             for result in detect_slices(
                 detector,
                 volume,
@@ -135,11 +153,11 @@ def _detect(
                 on_progress=on_slice,
                 is_cancelled=is_stopped,
             ):
-                for sink in sinks:
-                    sink.add(result)
-    except Cancelled:
-        return {"state": STOPPED}
-    return _done(volume, writer.manifest["slices"])
+                writer.add(result)
+        manifest = writer.manifest
+    for sink in task.sinks:
+        sink.take(task.item, task.folder, manifest["files"])
+    return _done(volume, manifest["slices"])
 
 
 def _earlier(
@@ -166,6 +184,7 @@ def _earlier(
         prompt=detector.title_of(prompt),
         axis=axis,
         indices=indices,
+        dicom=task.settings.dicom,
     )
     return earlier if same else None
 

@@ -1,7 +1,7 @@
 """Where a batch gets its series from: anything that gives one `SeriesInput` after the other.
 
-`search` finds them in files and folders. Another source, an archive that is asked over the network for
-example, is another iterable of objects with the same few attributes; nothing else of a batch has to know.
+`search` finds them in files and folders, `dicomweb_source.search_archive` in an archive on the network.
+Another source is another iterable of objects with the same few attributes; nothing else has to know.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -46,8 +46,8 @@ class SeriesInput(Protocol):
     @property
     def problem(self) -> str: ...
 
-    def read(self, modality: str | None) -> Volume:
-        """The image; errors as of `read_volume`."""
+    def opened(self, modality: str | None, is_stopped: Callable[[], bool]) -> AbstractContextManager[Volume]:
+        """The image; its files stay while the context lasts. Errors as of `read_volume`, and `Cancelled`."""
 
     def private_words(self) -> set[str]:
         """Names that no message may repeat."""
@@ -78,14 +78,16 @@ class FileInput:
 
     @property
     def key(self) -> str:
-        return _hashed(f"{self.place}\n{self.series}")
+        return hashed(f"{self.place}\n{self.series}")
 
     @property
     def study(self) -> str:
-        return self.study_uid or _hashed(Path(self.place).parent.as_posix())
+        return self.study_uid or hashed(Path(self.place).parent.as_posix())
 
-    def read(self, modality: str | None) -> Volume:
-        return read_volume(self.path, series=self.series or None, modality=modality)
+    def opened(
+        self, modality: str | None, is_stopped: Callable[[], bool] = lambda: False
+    ) -> AbstractContextManager[Volume]:
+        return nullcontext(read_volume(self.path, series=self.series or None, modality=modality))
 
     def private_words(self) -> set[str]:
         names = {*Path(self.place).parts, self.path.name, self.path.stem, self.series}
@@ -94,7 +96,8 @@ class FileInput:
         return names
 
 
-def _hashed(text: str) -> str:
+def hashed(text: str) -> str:
+    """A key that tells no name."""
     return hashlib.sha256(text.encode(errors="replace")).hexdigest()[:16]
 
 

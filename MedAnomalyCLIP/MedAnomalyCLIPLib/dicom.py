@@ -20,6 +20,7 @@ from .errors import GeometryRefused, InvalidRequest, SeriesAmbiguous, Unreadable
 from .limits import VARIABLE, limits
 from .volume import (
     RAS_FROM_LPS,
+    DicomFrame,
     InputSummary,
     Volume,
     assemble,
@@ -100,6 +101,47 @@ def summarise_dicom(path: Path) -> tuple[InputSummary, ...]:
     return tuple(_summary(stack, path) for stack in stacks)
 
 
+def frames_on_grid(paths: Sequence[Path], volume: Volume) -> tuple[DicomFrame, ...]:
+    """Where each slice along K of a volume comes from that another program read from DICOM files.
+
+    Args:
+        paths: the files, all of them.
+        volume: as the other program has it; its slices may run against ours.
+
+    Raises:
+        UnsupportedImage: a file holds no image.
+        GeometryRefused: the volume is not, or not any more, what the files hold, where they have it.
+    """
+    stack = _Stack(tuple(_file_stack(path).first for path in paths))
+    order, matrix = _placed(stack, "The volume")
+    frames = _frames(stack, order)
+    _, rows, columns = stack.first.shape
+    if volume.size != (columns, rows, stack.slices):
+        raise GeometryRefused(
+            "The volume has another size than its DICOM files: it was cropped or resampled since it was read"
+        )
+    if _all_places(stack.headers) is None:
+        return frames
+    if _same_corners(matrix, volume):
+        return frames
+    last = (0, 0, stack.slices - 1, 1)
+    matrix[:3, 3], matrix[:3, 2] = (matrix @ last)[:3], -matrix[:3, 2]
+    if _same_corners(matrix, volume):
+        return frames[::-1]
+    raise GeometryRefused(
+        "The volume lies elsewhere than its DICOM files say, perhaps under a transform, so that DICOM "
+        "results would miss them: detect on the volume as it was loaded"
+    )
+
+
+def _same_corners(ijk_to_ras: np.ndarray, volume: Volume) -> bool:
+    """Whether the volume's corner voxels lie where a matrix has them, to a tenth of a voxel."""
+    ends = [(0, count - 1) for count in volume.size]
+    corners = np.array([[i, j, k, 1] for i in ends[0] for j in ends[1] for k in ends[2]])
+    apart = corners @ (ijk_to_ras - volume.ijk_to_ras).T
+    return bool(np.linalg.norm(apart, axis=1).max() <= min(volume.spacing) / 10)
+
+
 def _read(stack: _Stack, path: Path, modality: str | None) -> Volume:
     """Voxels (K, J, I) with K along the normal of the slices."""
     order, matrix = _placed(stack, shown_name(path))
@@ -121,7 +163,15 @@ def _read(stack: _Stack, path: Path, modality: str | None) -> Volume:
         spacing_known=stack.first.spacing is not None,
         hounsfield=all(frames.hounsfield for frames in decoded),
         body_part=stack.first.body_part,
+        frames=_frames(stack, order),
     )
+
+
+def _frames(stack: _Stack, order: np.ndarray) -> tuple[DicomFrame, ...]:
+    """Where each slice comes from, in the order of the slices."""
+    if len(stack.headers) == 1:
+        return tuple(DicomFrame(stack.first.path, int(index) + 1) for index in order)
+    return tuple(DicomFrame(stack.headers[index].path, 1) for index in order)
 
 
 def _summary(stack: _Stack, path: Path) -> InputSummary:

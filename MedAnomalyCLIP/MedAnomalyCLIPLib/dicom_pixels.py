@@ -40,8 +40,8 @@ class DecodedFrames:
     hounsfield: bool = False
 
 
-def open_dataset(path: Path, tags: Sequence[str] | None = None) -> Dataset:
-    """Parse a DICOM file; with `tags`, only these elements and no pixels.
+def open_dataset(path: Path, tags: Sequence[str] | None = None, *, pixels: bool = True) -> Dataset:
+    """Parse a DICOM file; with `tags`, only these elements and no pixels; else without pixels if so asked.
 
     Files without a preamble are taken, and a missing transfer syntax is filled in as pydicom guessed it.
     """
@@ -50,7 +50,9 @@ def open_dataset(path: Path, tags: Sequence[str] | None = None) -> Dataset:
     only = None if tags is None else list(tags)
     with BoundedFile(path) as file:
         check_deflated(file, shown_name(path))
-        dataset = dcmread(file, force=True, stop_before_pixels=tags is not None, specific_tags=only)
+        dataset = dcmread(
+            file, force=True, stop_before_pixels=not pixels or tags is not None, specific_tags=only
+        )
     if not dataset.file_meta.get("TransferSyntaxUID"):
         implicit, little = dataset.original_encoding
         plain = uid.ImplicitVRLittleEndian if implicit else uid.ExplicitVRLittleEndian

@@ -21,6 +21,10 @@ class UnsupportedImage(MedAnomalyCLIPError):
     """An image that can be read but not used: no slices, no finite pixel, an unknown pixel layout."""
 
 
+class NotDicom(MedAnomalyCLIPError):
+    """An image whose results cannot be written as DICOM: it does not come from DICOM, or says too little."""
+
+
 class SeriesAmbiguous(MedAnomalyCLIPError):
     """A folder that holds several series, of which the user has to choose one.
 
@@ -63,6 +67,10 @@ class OutputFailed(MedAnomalyCLIPError):
 
 class ClusterFailed(MedAnomalyCLIPError):
     """Workers that cannot be started or reached, or a scheduler that was lost. What was done is kept."""
+
+
+class ArchiveFailed(MedAnomalyCLIPError):
+    """An archive on the network that cannot be reached, refuses what it is asked, or answers strangely."""
 
 
 class Cancelled(MedAnomalyCLIPError):

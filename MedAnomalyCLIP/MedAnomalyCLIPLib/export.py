@@ -11,7 +11,7 @@ import gzip
 import json
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,9 @@ from .volume import RAS_FROM_LPS, Volume
 
 if TYPE_CHECKING:
     import SimpleITK
+    from PIL.Image import Image
+
+    from .dicom_output import DicomSink
 
 MANIFEST = "result.json"
 SCHEMA_VERSION = 1
@@ -57,7 +60,7 @@ class ResultWriter:
     Everything is written beside the folder first and moved into place at the end, so that a folder that is
     there is whole. A run that the user stops keeps the slices that are done, and its manifest says
     `"complete": false`; any other error leaves nothing behind. Memory holds one map and one mask
-    of the volume's size, however many slices come.
+    of the volume's size, however many slices come; for DICOM, those of each slice besides.
 
     ```python
     with ResultWriter(folder, volume, requested=40) as writer:
@@ -79,6 +82,7 @@ class ResultWriter:
         requested: int | None = None,
         window: tuple[float, float] | None = None,
         overwrite: bool = False,
+        dicom: Collection[str] = (),
     ) -> None:
         """Claims the folder; detection is too slow to learn at its end that nothing can be written.
 
@@ -88,6 +92,12 @@ class ResultWriter:
             requested: number of slices that will come, None when not known.
             window: that was asked for, for the manifest; None for the detector's own rules.
             overwrite: replace the results of an earlier run.
+            dicom: what to write as DICOM too: names of `dicom_output.DicomKind`s.
+
+        Raises:
+            OutputFailed: the folder is taken, or cannot be written.
+            NotDicom: DICOM is asked for, and the volume did not come from it.
+            DependencyMissing: DICOM is asked for, and highdicom is not installed.
         """
         self.folder = Path(folder).absolute()
         self.manifest: dict[str, Any] = {}
@@ -101,6 +111,7 @@ class ResultWriter:
         self._map: np.ndarray | None = None
         self._mask: np.ndarray | None = None
         self._run: dict[str, Any] = {}
+        self._dicom_kinds, self._dicom = sorted(set(dicom)), _dicom_sink(volume, dicom)
         self._output = OutputFolder(folder, MANIFEST, overwrite=overwrite)
         self._staging = self._output.staging
 
@@ -130,7 +141,9 @@ class ResultWriter:
             record["segmentation"] = self._write_segmentation(
                 f"segmentation_oblique_{number}", result.mask[None], result.plane.ijk_to_ras
             )
-        self._write_picture(result, record["overlay"])
+        picture = self._write_picture(result, record["overlay"])
+        if self._dicom is not None:
+            self._dicom.add(result, self._staging, Path(record["overlay"]).stem, picture)
         self._records.append(record)
         self._run = self._run or _describe_run(result)
 
@@ -188,6 +201,9 @@ class ResultWriter:
             self._write_segmentation("segmentation", self._mask, self._volume.ijk_to_ras)
         self._write_scores()
         complete = not stopped and self._requested in (None, len(self._records))
+        if self._dicom is not None:
+            self._dicom.finish(self._staging, complete=complete)
+            self._files += self._dicom.files
         self.manifest = self._build_manifest(complete)
         with writing(self.folder / MANIFEST):
             text = json.dumps(self.manifest, indent=2, ensure_ascii=False, allow_nan=False)
@@ -206,19 +222,22 @@ class ResultWriter:
             "input": describe_input(volume),
             "window_requested": self._window and [float(edge) for edge in self._window],
             "slices_requested": self._requested,
+            "dicom": self._dicom_kinds,
             "slices": self._records,
             "notes": self._notes,
             "files": [*self._files, MANIFEST],
         }
 
-    def _write_picture(self, result: AnomalyResult, name: str) -> None:
+    def _write_picture(self, result: AnomalyResult, name: str) -> Image:
         from PIL.PngImagePlugin import PngInfo
 
         text = PngInfo()
         text.add_text("Comment", RESEARCH_USE_ONLY)
+        picture = render_overlay(result)
         with writing(self.folder / name):
-            render_overlay(result).save(self._staging / name, pnginfo=text)
+            picture.save(self._staging / name, pnginfo=text)
         self._files.append(name)
+        return picture
 
     def _write_map(self, stem: str, values: np.ndarray, ijk_to_ras: np.ndarray) -> str:
         """Anomaly values 0 to 1, (K, J, I); 0 also where nothing was analysed."""
@@ -276,6 +295,17 @@ def describe_input(volume: Volume) -> dict[str, Any]:
         "spacing_known": volume.spacing_known,
         "ijk_to_ras": volume.ijk_to_ras.tolist(),
     }
+
+
+def _dicom_sink(volume: Volume, kinds: Collection[str]) -> DicomSink | None:
+    """What takes the results as DICOM, tried on the volume's headers; None when DICOM is not asked for."""
+    if not kinds:
+        return None
+    from .dicom_output import DicomSink, DicomSource
+
+    sink = DicomSink(DicomSource.of_volume(volume), kinds)
+    sink.rehearse(volume)
+    return sink
 
 
 def _segment_fields(mask: np.ndarray, ijk_to_ras: np.ndarray) -> dict[str, str]:
@@ -356,7 +386,7 @@ def _describe_run(result: AnomalyResult) -> dict[str, Any]:
 
 def _describe_software() -> dict[str, str]:
     """Versions of this package, of Python, and of the libraries that took part."""
-    libraries = ("numpy", "torch", "monai", "open_clip", "SimpleITK", "pydicom")
+    libraries = ("numpy", "torch", "monai", "open_clip", "SimpleITK", "pydicom", "highdicom")
     loaded = {name: getattr(sys.modules.get(name), "__version__", None) for name in libraries}
     return {
         "name": "medanomalyclip",

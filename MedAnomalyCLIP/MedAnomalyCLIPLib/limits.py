@@ -22,15 +22,18 @@ class Limits:
     Attributes:
         image_voxels: values in one image, channels of colour counted apart.
         unpacked_bytes: what a DICOM file that is compressed as a whole may unpack to.
+        fetched_bytes: what an archive may send as one series.
         folder_files: files in a folder that is searched for a DICOM series; beyond it the user has pointed at
             an archive, not at a study.
-        text_bytes: a manifest, table, recipe or list, and voxels that are written out as text.
+        text_bytes: a manifest, table, recipe or list, an archive's answer to a query, and voxels that are
+            written out as text.
         weights_bytes: a file of weights, and a network as a detector describes it.
         weights_names: named tensors in a file of weights.
     """
 
     image_voxels: int = 2**31
     unpacked_bytes: int = 2**32
+    fetched_bytes: int = 2**33
     folder_files: int = 20_000
     text_bytes: int = 2**28
     weights_bytes: int = 2**35

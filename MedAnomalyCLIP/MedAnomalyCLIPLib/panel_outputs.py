@@ -11,6 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from .panel_keys import add_shortcut
+from .scene_dicom import is_from_dicom
 from .scene_nodes import ROLE, VOLUME_MAP
 from .scene_run import VolumeDetection
 from .scene_segments import select_in_segment_editor
@@ -28,7 +29,12 @@ class OutputsPanel:
     """
 
     def __init__(
-        self, ui: Any, parent: Any, logic: Any, tell: Callable[[str], None], export: Callable[[str], None]
+        self,
+        ui: Any,
+        parent: Any,
+        logic: Any,
+        tell: Callable[[str], None],
+        export: Callable[[str, tuple[str, ...]], None],
     ) -> None:
         """
         Args:
@@ -36,7 +42,7 @@ class OutputsPanel:
             parent: the panel's outermost widget; keys work while it is visible.
             logic: MedAnomalyCLIPLogic, which knows what the scene holds and jumps to slices.
             tell: shows a message to the reader.
-            export: starts an export to a folder.
+            export: starts an export to a folder; what is to be written as DICOM too.
         """
         self.shown: VolumeDetection | None = None
         self._ui, self._logic, self._tell, self._export = ui, logic, tell, export
@@ -51,6 +57,11 @@ class OutputsPanel:
         ui.plotButton.connect("clicked(bool)", self.show_plot)
         ui.editorButton.connect("clicked(bool)", self.open_segment_editor)
         ui.exportButton.connect("clicked(bool)", self.choose_folder)
+        self._dicom_boxes = {
+            "segmentation": ui.dicomSegmentationBox,
+            "report": ui.dicomReportBox,
+            "capture": ui.dicomCaptureBox,
+        }
         self._shortcuts = [
             add_shortcut(parent, "Alt+Left", self.go_to_previous),
             add_shortcut(parent, "Alt+Right", self.go_to_next),
@@ -81,6 +92,9 @@ class OutputsPanel:
             button.enabled = volume_map is not None
         usable = volume_map is not None and volume_map.source is not None and not busy
         self._ui.exportButton.enabled = usable
+        from_dicom = usable and volume_map is not None and is_from_dicom(volume_map.source)
+        for box in (self._ui.dicomLabel, *self._dicom_boxes.values()):
+            box.enabled = from_dicom
         has_segmentation = volume_map is not None and volume_map.segmentation is not None
         self._ui.editorButton.enabled = usable and has_segmentation
 
@@ -157,7 +171,8 @@ class OutputsPanel:
             self._ui.exportButton.window(), _("Choose where to put the folder of results"), str(Path.home())
         )
         if parent:
-            self._export(str(_free(Path(parent))))
+            wanted = tuple(kind for kind, box in self._dicom_boxes.items() if box.enabled and box.checked)
+            self._export(str(_free(Path(parent))), wanted)
 
 
 def _free(parent: Path) -> Path:

@@ -176,14 +176,14 @@ class VolumePanel(VTKObservationMixin):
             ),
         )
 
-    def start_export(self, folder: str) -> None:
-        """Start to write the chosen map's results to a new folder."""
+    def start_export(self, folder: str, dicom: tuple[str, ...] = ()) -> None:
+        """Start to write the chosen map's results to a new folder, and some of them as DICOM."""
         self._folder = folder
         node = self._panel.parameters().outputMap
         self._start(
             "export",
             lambda: self._logic.startExport(
-                node, folder, onSlice=self._slice_written, onDone=self._export_done
+                node, folder, dicom=dicom, onSlice=self._slice_written, onDone=self._export_done
             ),
         )
 

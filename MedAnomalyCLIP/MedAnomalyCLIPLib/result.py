@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .components import drop_small
+from .components import drop_small, largest_diameter
 from .geometry import SlicePlane
 
 RESEARCH_USE_ONLY = "Research use only. A candidate, not a diagnosis."
@@ -103,6 +103,11 @@ class AnomalyResult:
     def area_mm2(self) -> float:
         """Area of the mask in mm², on the plane's own grid."""
         return float(self.mask.sum()) * self.plane.pixel_area_mm2
+
+    @property
+    def largest_diameter_mm(self) -> float:
+        """Longest extent in mm of one connected part of the mask, on the plane's own grid; 0 for none."""
+        return largest_diameter(self.mask, self.plane.ijk_to_ras[:3, :2])
 
     @property
     def peak(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ A folder of results and what is asked for in; the manifest of the earlier run ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def answers(
     prompt: str,
     axis: int,
     indices: Sequence[int],
+    dicom: Collection[str] = (),
 ) -> bool:
     """Whether a manifest is that of the same image, detector and settings; it may still be incomplete."""
     asked = {
@@ -59,6 +60,8 @@ def answers(
         "slices_requested": len(indices),
     }
     slices = manifest.get("slices")
+    if manifest.get("dicom", []) != sorted(set(dicom)):
+        return False
     if any(manifest.get(key) != value for key, value in asked.items()) or not isinstance(slices, list):
         return False
     told = [record for record in slices if isinstance(record, dict)]

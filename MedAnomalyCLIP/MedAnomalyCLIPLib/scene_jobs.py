@@ -6,7 +6,7 @@ There is one job at a time. Somebody calls `poll` from time to time; each call d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -205,8 +205,10 @@ class VolumeJobs:
             if next(steps, None) is None:
                 del self._refreshes[key]
 
-    def export(self, volume_map: VolumeMap | None, folder: Path | str, overwrite: bool) -> ExportRun:
-        """An export that waits for its first step."""
+    def export(
+        self, volume_map: VolumeMap | None, folder: Path | str, overwrite: bool, dicom: Collection[str] = ()
+    ) -> ExportRun:
+        """An export that waits for its first step; `dicom` as for `export.ResultWriter`."""
         if volume_map is None:
             raise InvalidRequest(_("There are no results to export yet; detect first."))
-        return ExportRun(volume_map, folder, self._call, overwrite=overwrite)
+        return ExportRun(volume_map, folder, self._call, overwrite=overwrite, dicom=dicom)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from slicer.i18n import tr as _
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .prompt import Prompt
+    from .result import AnomalyResult
     from .runtime import Window
     from .scene_jobs import OnDone, OnSlice
     from .scene_run import VolumeDetection, VolumeRun
@@ -175,15 +176,23 @@ class VolumeLogic(DetectionLogic):
         """What the scene holds of a volume, or in a map of one: a VolumeDetection, None if nothing."""
         return self._jobs().detection(node)
 
-    def exportResults(self, node: Node, folder: Path | str, *, overwrite: bool = False) -> None:
+    def exportResults(
+        self, node: Node, folder: Path | str, *, overwrite: bool = False, dicom: Collection[str] = ()
+    ) -> None:
         """Write what the scene holds of a volume to a folder, with the files of the command line, and wait.
 
         Args:
             node: the volume, or the map of one.
             folder: appears when it is complete.
             overwrite: replace the results of an earlier export.
+            dicom: what to write as DICOM too, "segmentation", "report", "capture": objects of the patient's
+                study, for a volume that was loaded from DICOM. They hold the patient's identity.
+
+        Raises:
+            NotDicom: the volume did not come from DICOM, or its files are gone.
+            GeometryRefused: the volume was moved since it was loaded from DICOM.
         """
-        job = self._jobs().export(self._jobs().map_of(node), folder, overwrite)
+        job = self._jobs().export(self._jobs().map_of(node), folder, overwrite, dicom)
         while job.step():
             pass
 
@@ -193,13 +202,48 @@ class VolumeLogic(DetectionLogic):
         folder: Path | str,
         *,
         overwrite: bool = False,
+        dicom: Collection[str] = (),
         onSlice: OnSlice | None = None,
         onDone: OnDone | None = None,
     ) -> int:
         """As `exportResults`, without waiting; callbacks and returned value as for `startRange`."""
-        job = self._jobs().export(self._jobs().map_of(node), folder, overwrite)
+        job = self._jobs().export(self._jobs().map_of(node), folder, overwrite, dicom)
         self._jobs().start(job, onSlice, onDone)
         return job.total
+
+    def exportDicom(
+        self,
+        volumeNode: Node,
+        results: Iterable[AnomalyResult],
+        folder: Path | str,
+        dicom: Collection[str] = ("segmentation", "report", "capture"),
+    ) -> list[Path]:
+        """Write results of a volume that was loaded from DICOM as DICOM files: also of one, tilted, slice.
+
+        Args:
+            volumeNode: what they were detected on.
+            results: as `detect` and `detectSlices` give them, `Detection.result`.
+            folder: appears when it is complete.
+            dicom: as for `exportResults`.
+
+        Returns:
+            list[pathlib.Path]: the files.
+
+        Raises:
+            MedAnomalyCLIPError: as for `exportResults`.
+        """
+        from pathlib import Path
+
+        from .dicom_output import DicomSource, write_dicom_results
+        from .export import MANIFEST
+        from .output_folder import OutputFolder
+        from .scene import volume_from_node
+        from .scene_dicom import with_dicom_frames
+
+        source = DicomSource.of_volume(with_dicom_frames(volume_from_node(volumeNode), volumeNode))
+        with OutputFolder(folder, MANIFEST, overwrite=False) as output:
+            written = write_dicom_results(results, source, output.staging, dicom)
+        return [Path(folder) / path.name for path in written]
 
     # Going from slice to slice
 

@@ -6,7 +6,7 @@ it is short. The run belongs to the volume as it was at the start, wherever that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +20,7 @@ from .errors import BundleInvalid, Cancelled, DependencyMissing, GeometryRefused
 from .geometry import SlicePlane, acquisition_axis, cut_slice, resolve_axis, slice_count
 from .result import AnomalyResult
 from .scene import volume_from_node
+from .scene_dicom import with_dicom_frames
 from .scene_views import Node
 from .scene_volume_map import VolumeMap, check_usable, empty, new_image
 from .slice_stream import SliceOutcome, SliceStream
@@ -271,11 +272,13 @@ class ExportRun:
         call: Callable[[Callable[[], Any]], Future[Any]],
         *,
         overwrite: bool = False,
+        dicom: Collection[str] = (),
     ) -> None:
         """Claim the folder.
 
         Raises:
             InvalidRequest: the volume was deleted or replaced, or nothing was analysed yet.
+            NotDicom, GeometryRefused: DICOM is asked for, and the volume did not come from it, or was moved.
             OutputFailed: the folder is taken, or cannot be written.
         """
         from .export import ResultWriter
@@ -290,7 +293,11 @@ class ExportRun:
         self._volume = replace(volume, ijk_to_ras=volume_map.grid, warp=None)
         volume_map.result(self._indices[0], self._volume)  # raises when they do not fit any more
         self._call = call
-        self._writer = ResultWriter(folder, self._volume, requested=volume_map.slices, overwrite=overwrite)
+        if dicom:
+            self._volume = with_dicom_frames(self._volume, volume_map.source)
+        self._writer = ResultWriter(
+            folder, self._volume, requested=volume_map.slices, overwrite=overwrite, dicom=dicom
+        )
         self.total, self.done = len(self._indices), 0
         self._pending: Future[Any] | None = None
         self._finishing = self._cancelled = False

@@ -12,9 +12,9 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,18 @@ _MODALITY_WORDS = {"MRI": "MR", "PET": "PT", "ULTRASOUND": "US", "XRAY": "DX", "
 _PACKAGES = {"PIL": "pillow"}
 
 
+class DicomFrame(NamedTuple):
+    """Where a slice was read from.
+
+    Attributes:
+        path: the DICOM file; it may name the patient, so it is shown and written nowhere.
+        number: the frame in it, from 1.
+    """
+
+    path: Path
+    number: int
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """Voxels on a regular grid and the place of that grid in the patient.
@@ -68,6 +80,7 @@ class Volume:
         body_part: what is shown, as the file says in DICOM's words, lower case; empty when unknown.
         warp: (N, 3) world RAS to (N, 3) the volume's own RAS, both mm, for a volume under a non-linear
             transform; None when `ijk_to_ras` is the whole truth.
+        frames: where each slice along K was read from; empty for anything but DICOM.
     """
 
     voxels: np.ndarray
@@ -78,6 +91,7 @@ class Volume:
     spacing_known: bool = True
     body_part: str = ""
     warp: Warp | None = None
+    frames: tuple[DicomFrame, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         voxels = self.voxels
@@ -299,6 +313,7 @@ def assemble(
     spacing_known: bool = True,
     hounsfield: bool = False,
     body_part: str = "",
+    frames: tuple[DicomFrame, ...] = (),
 ) -> Volume:
     """A `Volume` from what a reader found, with the rules that hold for every format.
 
@@ -314,6 +329,7 @@ def assemble(
         spacing_known: whether the pixel size in mm was stated.
         hounsfield: whether the header says that the values are Hounsfield units.
         body_part: as `Volume.body_part`.
+        frames: as `Volume.frames`.
     """
     voxels = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
     if voxels.ndim == 4 and voxels.shape[3] == 3 and (voxels[..., :1] == voxels[..., 1:]).all():
@@ -324,7 +340,7 @@ def assemble(
     reaches_air = modality == "CT" and _finite_minimum(voxels) <= _HOUNSFIELD_MINIMUM
     units = "HU" if modality == "CT" and (hounsfield or reaches_air) else ""
     try:
-        return Volume(voxels, ijk_to_ras, modality, units, source, spacing_known, body_part)
+        return Volume(voxels, ijk_to_ras, modality, units, source, spacing_known, body_part, frames=frames)
     except MedAnomalyCLIPError as error:
         raise type(error)(f"{name}: {error}") from None
 

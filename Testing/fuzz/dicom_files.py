@@ -13,6 +13,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
+from unit.dicom_objects import identity
 from unit.images import deeply_nested_dicom, dicom_dataset, ramp, write_enhanced
 
 from .image_files import look_at
@@ -82,6 +83,16 @@ _WORDS = (
     "SOPClassUID",
     "RescaleType",
 )
+
+
+_IDENTITY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "PatientAge", "PatientWeight"),
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "FrameOfReferenceUID"),
+    *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName", "StudyDescription"),
+    *("SpecificCharacterSet", "PatientOrientation", "Laterality", "BodyPartExamined", "BurnedInAnnotation"),
+    *("LossyImageCompression", "LossyImageCompressionRatio", "PixelSpacing", "SliceThickness"),
+)
+_COMPUTED_RADIOGRAPHY = "1.2.840.10008.5.1.4.1.1.1"
 
 
 class DicomFiles(Target):
@@ -171,6 +182,55 @@ class DicomSeries(Target):
 
     def look(self, path: Path, output: Path) -> None:
         look_at(path)
+
+
+class DicomResults(Target):
+    """Sound pixels under a header whose patient, study and references are damaged; results become DICOM."""
+
+    name = "dicom-results"
+
+    def prepare(self, folder: Path) -> None:
+        pixels = ramp(1, 9, 8)[0]
+        nowhere = {"ImagePositionPatient": None, "FrameOfReferenceUID": None, "Modality": "CR"}
+        radiograph = {**identity(), **nowhere, "SOPClassUID": _COMPUTED_RADIOGRAPHY}
+        places = [(0, 0, z) for z in range(3)]
+        enhanced = write_enhanced(folder / "e.dcm", ramp(3, 6, 5), places, **identity())
+        self._seeds = [
+            _bytes(dicom_dataset(pixels, **identity())),
+            _bytes(dicom_dataset(pixels, **radiograph)),
+            enhanced.read_bytes(),
+        ]
+        for number, content in enumerate(self._seeds):
+            (folder / str(number)).write_bytes(content)
+            self.look(folder / str(number), folder / f"results {number}")
+
+    def mutant(self, folder: Path, rng: Rng) -> Path:
+        content = pick(rng, self._seeds)
+        for _ in range(int(rng.integers(1, 4))):
+            words = [str(pick(rng, (*TRICKY_NAMES, *HUGE_TEXT))) for _ in range(int(rng.integers(0, 3)))]
+            value = "\\".join(words).encode("utf-8", "replace")[:200]
+            content = _element_replaced(content, pick(rng, _IDENTITY), value)
+        if rng.random() < 0.4:
+            content = _vr_replaced(content, rng)
+        path = folder / "m.dcm"
+        path.write_bytes(content)
+        return path
+
+    def look(self, path: Path, output: Path) -> None:
+        from PIL import Image
+
+        from harness.fake_detector import BrightnessDetector
+        from MedAnomalyCLIPLib.dicom_output import DicomKind, DicomSink, DicomSource
+        from MedAnomalyCLIPLib.geometry import cut_slice
+        from MedAnomalyCLIPLib.volume import read_volume
+
+        volume = read_volume(path)
+        output.mkdir(parents=True, exist_ok=True)
+        sink = DicomSink(DicomSource.of_volume(volume), list(DicomKind))
+        sink.rehearse(volume)
+        result = BrightnessDetector().detect(cut_slice(volume, 2, 0), threshold=0.01)
+        sink.add(result, output, picture=Image.new("RGB", (2, 2)))
+        sink.finish(output)
 
 
 def _stray(study: Path, rng: Rng) -> None:
@@ -279,4 +339,4 @@ def _long_element(rng: Rng) -> bytes:
     )
 
 
-TARGETS = (DicomFiles(), DicomSeries())
+TARGETS = (DicomFiles(), DicomSeries(), DicomResults())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -66,3 +68,9 @@ class BrightnessDetector:
             provenance=self.provenance,
             percentile=97.5,
         )
+
+    def detect_many(
+        self, planes: Iterable[SlicePlane], *, batch_size: int = 8, **options: Any
+    ) -> Iterator[AnomalyResult]:
+        for plane in planes:
+            yield self.detect(plane, **options)

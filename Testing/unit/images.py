@@ -108,6 +108,7 @@ def write_enhanced(
     rescales: Sequence[tuple[float, float]] | None = None,
     orientations: Sequence[Sequence[float]] | None = None,
     spacing: Sequence[float] = (1.0, 1.0),
+    **elements: Any,
 ) -> Path:
     """Save (F, R, C) as one enhanced CT: places and rescales for each frame, the rest shared."""
     dataset = dicom_dataset(
@@ -118,6 +119,7 @@ def write_enhanced(
         PixelSpacing=None,
         SliceThickness=None,
         NumberOfFrames=len(voxels),
+        **elements,
     )
     shared = Dataset()
     shared.PixelMeasuresSequence = [_item(PixelSpacing=list(spacing), SliceThickness=2.0)]

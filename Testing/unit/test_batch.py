@@ -8,10 +8,8 @@ import shutil
 import signal
 import sys
 import threading
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +25,7 @@ from MedAnomalyCLIPLib.batch_series import DONE, FAILED, STOPPED, BatchSettings
 from MedAnomalyCLIPLib.batch_source import SearchAhead, search
 from MedAnomalyCLIPLib.cli import EXIT_BUG, EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER_ERROR, main
 from MedAnomalyCLIPLib.errors import (
+    ArchiveFailed,
     BundleInvalid,
     DependencyMissing,
     InvalidRequest,
@@ -128,7 +127,7 @@ def test_series_of_one_folder_are_inputs_of_their_own(studies):
 def test_an_input_that_fails_does_not_stop_the_others(studies, detector, tmp_path):
     manifest = run(studies, detector, tmp_path)
     assert states(manifest) == [FAILED, FAILED, DONE, DONE, DONE, DONE]
-    assert manifest["counts"] == {"done": 4, "failed": 2, "stopped": 0}
+    assert manifest["counts"] == {"done": 4, "present": 0, "failed": 2, "stopped": 0}
     assert manifest["complete"]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
     head = manifest["inputs"][3]
@@ -354,7 +353,7 @@ def test_series_of_one_dicom_study_share_a_folder_and_a_manifest(studies, detect
     (study,) = {record["study"] for record in together}
     told = json.loads((tmp_path / "out" / f"{study:04d}" / "manifest.json").read_text())
     assert told["series"] == together
-    assert told["counts"] == {"done": 2, "failed": 0, "stopped": 0}
+    assert told["counts"] == {"done": 2, "present": 0, "failed": 0, "stopped": 0}
     assert {record["study"] for record in manifest["inputs"]} == set(range(1, 6))
 
 
@@ -420,10 +419,10 @@ def test_a_full_disk_fails_what_does_not_fit_and_the_next_run_does_it(studies, d
     failed = [record for record in manifest["inputs"] if record.get("error") == "OutputFailed"]
     assert len(failed) == 1
     assert "could not be written" in failed[0]["reason"]
-    assert manifest["counts"] == {"done": 4, "failed": 3, "stopped": 0}
+    assert manifest["counts"] == {"done": 4, "present": 0, "failed": 3, "stopped": 0}
     assert not manifest["complete"]
     before = detector.detected
-    assert run(studies, detector, tmp_path)["counts"] == {"done": 5, "failed": 2, "stopped": 0}
+    assert run(studies, detector, tmp_path)["counts"] == {"done": 5, "present": 0, "failed": 2, "stopped": 0}
     assert detector.detected - before == 2
 
 
@@ -437,31 +436,51 @@ def test_several_inputs_are_one_batch(studies, detector, tmp_path):
         search([studies / "other", tmp_path / "other"])
 
 
-def test_further_sinks_get_every_result_before_the_folder_appears(studies, detector, tmp_path):
-    taken = []
+class FakeSink:
+    """Has results of the series whose keys it is given, and takes those of others."""
 
-    @contextmanager
-    def open_sink(item, volume):
-        mine = []
-        yield SimpleNamespace(add=mine.append)
-        assert not list((tmp_path / "out").glob("*/[0-9]*"))[len(taken) :]
-        taken.append((item.key, len(mine)))
+    def __init__(self, has=(), error=None):
+        self.had, self.error, self.taken = has, error, {}
 
-    manifest = run(studies, detector, tmp_path, sinks=(open_sink,))
-    done = [record for record in manifest["inputs"] if record["state"] == DONE]
-    assert taken == [(record["key"], record["slices"]) for record in done]
+    def has(self, item, bundle_sha256):
+        assert bundle_sha256 == "0" * 64
+        return item.key in self.had
+
+    def take(self, item, folder, files):
+        assert all((folder / name).is_file() for name in files)
+        if self.error:
+            raise self.error
+        self.taken[item.key] = files
 
 
-def test_a_sink_that_fails_leaves_no_results_behind(studies, detector, tmp_path):
-    @contextmanager
-    def open_sink(item, volume):
-        yield SimpleNamespace(add=lambda result: None)
-        raise OutputFailed("the archive takes no results")
+def test_sinks_get_the_results_of_every_series(studies, detector, tmp_path):
+    sink = FakeSink()
+    manifest = run(studies, detector, tmp_path, sinks=(sink,))
+    assert list(sink.taken) == [record["key"] for record in manifest["inputs"] if record["state"] == DONE]
+    assert all("scores.csv" in files for files in sink.taken.values())
 
-    manifest = run(studies, detector, tmp_path, sinks=(open_sink,))
+
+def test_what_a_sink_could_not_take_is_offered_again_and_not_detected_again(studies, detector, tmp_path):
+    manifest = run(studies, detector, tmp_path, sinks=(FakeSink(error=ArchiveFailed("it is away")),))
     assert states(manifest) == [FAILED] * 6
-    assert manifest["inputs"][3]["reason"] == "the archive takes no results"
-    assert not list((tmp_path / "out").rglob("result.json"))
+    assert manifest["inputs"][3]["reason"] == "it is away"
+    detected = detector.detected
+    sink = FakeSink()
+    assert states(run(studies, detector, tmp_path, sinks=(sink,)))[2:] == [DONE] * 4
+    assert len(sink.taken) == 4
+    assert detector.detected == detected
+
+
+def test_what_all_sinks_have_is_not_done(studies, detector, tmp_path):
+    keys = [item.key for item in search([studies]) if not item.problem]
+    sinks = FakeSink(keys), FakeSink(keys[:3])
+    manifest = run(studies, detector, tmp_path, sinks=sinks)
+    assert manifest["counts"]["present"] == 3
+    assert len(sinks[0].taken) == manifest["counts"]["done"]
+    assert manifest["complete"]
+    before = detector.detected
+    assert run(studies, detector, tmp_path)["inputs"] == manifest["inputs"]
+    assert detector.detected == before
 
 
 def test_work_begins_before_the_search_has_come_to_its_end(tmp_path):

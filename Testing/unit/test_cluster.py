@@ -164,7 +164,7 @@ def test_many_series_with_workers_killed_now_and_then(notes, tmp_path):
         started = time.monotonic()
         manifest = run_batch(search([studies]), tmp_path / "out", on(client, notes), on_series=watch)
         seconds = time.monotonic() - started
-    assert manifest["counts"] == {"done": count - 1, "failed": 1, "stopped": 0}
+    assert manifest["counts"] == {"done": count - 1, "present": 0, "failed": 1, "stopped": 0}
     assert manifest["complete"]
     assert len((tmp_path / "out" / "slices.csv").read_text().splitlines()) == 1 + (count - 1) * 2
     assert not [path.name for path in (tmp_path / "out").rglob(".*")]

@@ -1,4 +1,8 @@
-"""A study marked with an invented patient: nothing written or said tells who it is, nor its folder."""
+"""A study marked with an invented patient: nothing written or said tells who it is, nor its folder.
+
+With one exception: DICOM results, where they are asked for, belong to the patient and study of their source,
+and hold what the standard asks for that, but no more.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from PIL import Image
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 
 from MedAnomalyCLIPLib.cli import EXIT_DONE, EXIT_USER_ERROR, main
 from unit.images import write_dicom
@@ -132,6 +136,49 @@ def test_detecting_tells_nothing_of_the_patient(whole, study, tiny_bundle, tmp_p
     printed = capfd.readouterr()
     assert told(printed.out.replace(str(tmp_path), "").encode()) == []
     assert told(printed.err.encode()) == []
+
+
+BELONGING = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientAddress", "OtherPatientIDs"),  # the patient
+    *("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "StudyDescription"),
+    *(
+        "ReferringPhysicianName",
+        "SeriesInstanceUID",
+        "SOPInstanceUID",
+        "FrameOfReferenceUID",
+    ),  # what it refers to
+)
+
+
+def test_dicom_results_alone_tell_the_patient_and_study_and_nothing_else(study, tiny_bundle, tmp_path, capfd):
+    words = ["detect", study, "--all", "--output", tmp_path / "out", "--model", tiny_bundle.folder]
+    words = [*map(str, words), "--device", "cpu", "--json"]
+    assert main([*words, "--dicom-seg", "--dicom-sr", "--secondary-capture"]) == EXIT_DONE
+    telling = files_that_tell(tmp_path / "out")
+    assert set(telling) == {path.name for path in (tmp_path / "out").rglob("*.dcm")}
+    assert len(telling) == 6  # segmentation, map, report, three captures
+    allowed = {re.split(r"[\^ ]", MARKS[keyword])[0] for keyword in BELONGING} | {"marked"}
+    assert {word for found in telling.values() for word in found} <= allowed
+    for name, found in telling.items():
+        assert {"Zyxwv", MARKS["PatientID"], MARKS["StudyInstanceUID"]} <= set(found), name
+        assert told(name.encode()) == []
+    printed = capfd.readouterr()
+    assert told((printed.out + printed.err).replace(str(tmp_path), "").encode()) == []
+
+
+@pytest.mark.parametrize("mark", ["PatientName", "StudyInstanceUID"])
+def test_a_refusal_of_dicom_results_tells_nothing_of_the_patient(mark, study, tiny_bundle, tmp_path, capfd):
+    for path in study.iterdir():
+        dataset = dcmread(path)
+        dataset.SOPClassUID = "1.2.3.4"  # of a kind that nobody knows
+        if mark == "StudyInstanceUID":
+            del dataset.StudyInstanceUID
+        dataset.save_as(path)
+    words = ["detect", study, "--output", tmp_path / "out", "--model", tiny_bundle.folder, "--dicom-sr"]
+    assert main([*map(str, words), "--device", "cpu"]) == EXIT_USER_ERROR
+    printed = capfd.readouterr()
+    assert told((printed.out + printed.err).encode()) == []
+    assert not list((tmp_path / "out").rglob("*"))
 
 
 @pytest.mark.parametrize("words", [["--table", "parquet"], ["--workers", "1"]], ids=["one", "workers"])

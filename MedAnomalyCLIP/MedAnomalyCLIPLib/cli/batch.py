@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cluster_start import SlurmJob, existing_scheduler, local_workers, slurm_workers, threads_of_each
 from ..errors import InvalidRequest
-from .options import DetectorLoader, add_device_options, fraction
+from .options import DetectorLoader, add_device_options, add_dicom_options, fraction
 from .terminal import (
     EPILOG,
     EXIT_BUG,
@@ -23,8 +23,9 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from ..batch_series import Engine
-    from ..batch_source import SeriesInput
+    from ..batch_series import Engine, Sink
+    from ..batch_source import FileInput, SeriesInput
+    from ..dicomweb_source import ArchivedSeries
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -39,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = batch.add_argument
-    add("input", type=Path, nargs="+", metavar="INPUT", help="image files, or folders of them at any depth")
+    add("input", type=Path, nargs="*", metavar="INPUT", help="image files, or folders of them at any depth")
     add("--output", type=Path, required=True, metavar="DIR", help="where results, manifests and table go")
     add("--list", action="store_true", help="tell which number is which file, and what became of it")
     add("--retry", action="store_true", help="do the series again that failed before")
@@ -62,6 +63,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--window", type=float, nargs=2, metavar=("LOW", "HIGH"), help="pixel values shown as black and white"
     )
     add_device_options(batch)
+    archive = batch.add_argument_group(
+        "an archive instead of INPUT (pip install '.[dicomweb]')",
+        "Its series are fetched one by one, and DICOM results are stored beside them. Credentials come from"
+        " the environment or the keyring, see the README.",
+    )
+    archive.add_argument("--dicomweb", metavar="URL", help="address of its DICOMweb service")
+    archive.add_argument(
+        "--query",
+        nargs="+",
+        default=[],
+        metavar="KEYWORD=VALUE",
+        help="which studies and series, by DICOM keyword: ModalitiesInStudy=CT StudyDate=20260101-20260131",
+    )
+    archive.add_argument(
+        "--allow-http", action="store_true", help="take a connection without encryption to another computer"
+    )
     workers = batch.add_argument_group("many processes (pip install '.[cluster]')")
     workers.add_argument(
         "--workers", type=_count, metavar="N", help="on N processes of this computer, or in N jobs of SLURM"
@@ -77,6 +94,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--json", action="store_true", help="print the manifest instead of lines")
     add("--quiet", action="store_true", help="print errors only")
+    add_dicom_options(batch)
     batch.set_defaults(run=run)
 
 
@@ -89,7 +107,6 @@ def _count(text: str) -> int:
 def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
     from ..batch import run_batch
     from ..batch_series import BatchSettings
-    from ..batch_source import search
 
     if arguments.window and not arguments.window[0] < arguments.window[1]:
         raise InvalidRequest("--window wants the lower value first, and two different ones")
@@ -101,6 +118,7 @@ def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
         modality=arguments.modality,
         threshold=arguments.threshold,
         window=tuple(arguments.window) if arguments.window else None,
+        dicom=tuple(sorted(set(arguments.dicom))),
     )
     with (
         stop_on_interrupt() as is_stopped,
@@ -108,10 +126,11 @@ def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
         _progress(arguments.json or arguments.quiet) as tell,
     ):
         manifest = run_batch(
-            search(arguments.input, leave_out=arguments.output),
+            _source(arguments),
             arguments.output,
             engine,
             settings=settings,
+            sinks=_sinks(arguments),
             table=arguments.table,
             retry=arguments.retry,
             on_series=tell,
@@ -119,6 +138,34 @@ def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
         )
         stopped = is_stopped()
     return _conclude(manifest, arguments, stopped)
+
+
+def _source(arguments: argparse.Namespace) -> Iterable[FileInput | ArchivedSeries]:
+    """The series of the files, or of the archive, that the options name."""
+    if bool(arguments.input) == bool(arguments.dicomweb):
+        raise InvalidRequest(
+            "Give either INPUT, files and folders, or the address of an archive: --dicomweb URL"
+        )
+    if not arguments.dicomweb:
+        if arguments.query or arguments.allow_http:
+            raise InvalidRequest("--query and --allow-http are about an archive: --dicomweb URL")
+        from ..batch_source import search
+
+        return search(arguments.input, leave_out=arguments.output)
+    from ..dicomweb import Archive
+    from ..dicomweb_source import parse_query, search_archive
+
+    archive = Archive(arguments.dicomweb, allow_http=arguments.allow_http)
+    return search_archive(archive, parse_query(arguments.query))
+
+
+def _sinks(arguments: argparse.Namespace) -> tuple[Sink, ...]:
+    """The archive, if there is one, and something to store in it."""
+    if not (arguments.dicomweb and arguments.dicom):
+        return ()
+    from ..dicomweb_sink import StoredInArchive
+
+    return (StoredInArchive(tuple(sorted(set(arguments.dicom)))),)
 
 
 @contextmanager
@@ -179,7 +226,8 @@ def _conclude(manifest: dict[str, Any], arguments: argparse.Namespace, stopped: 
     if arguments.json:
         print_json(manifest)
     elif not arguments.quiet:
-        print(f"{counts['done']} done, {counts['failed']} failed, {counts['stopped']} stopped")
+        present = f", {counts['present']} in the archive already" if counts["present"] else ""
+        print(f"{counts['done']} done, {counts['failed']} failed, {counts['stopped']} stopped{present}")
     if counts["failed"]:
         print(
             f"medanomalyclip: {counts['failed']} of {len(manifest['inputs'])} inputs failed;"
@@ -206,10 +254,9 @@ def _line(settled: int, found: int, item: SeriesInput, record: dict[str, Any]) -
 
 def _list(arguments: argparse.Namespace) -> int:
     from ..batch_records import read_records
-    from ..batch_source import search
 
     records = read_records(arguments.output)
-    for item in search(arguments.input, leave_out=arguments.output):
+    for item in _source(arguments):
         record = records.get(item.key, {})
         number = f"{record['number']:04d}" if record else "----"
         print("  ".join(filter(None, (number, record.get("state") or "to do", item.place, item.series))))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Cancelled, InvalidRequest, MedAnomalyCLIPError, OutputFailed
-from .options import DetectorLoader, add_device_options, fraction
+from .options import DetectorLoader, add_device_options, add_dicom_options, fraction
 from .terminal import (
     EPILOG,
     EXIT_DONE,
@@ -89,6 +89,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--json", action="store_true", help="print one JSON object instead of lines")
     add("--quiet", action="store_true", help="print errors only")
+    add_dicom_options(detect)
     detect.set_defaults(run=run)
 
 
@@ -183,6 +184,7 @@ def _detect_volume(
             prompt=detector.title_of(prompt),
             axis=axis,
             indices=indices,
+            dicom=arguments.dicom,
         )
         if not same:
             raise OutputFailed(
@@ -192,7 +194,14 @@ def _detect_volume(
         if earlier.get("complete"):
             return {**earlier, "resumed": True}
         overwrite = True
-    writer = ResultWriter(folder, volume, requested=len(indices), window=window, overwrite=overwrite)
+    writer = ResultWriter(
+        folder,
+        volume,
+        requested=len(indices),
+        window=window,
+        overwrite=overwrite,
+        dicom=arguments.dicom,
+    )
     found = detect_slices(
         detector,
         volume,

@@ -46,6 +46,22 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dicom_options(parser: argparse.ArgumentParser) -> None:
+    """Results as DICOM, beside the other files."""
+    group = parser.add_argument_group(
+        "DICOM results",
+        "for DICOM images; they hold the patient's identity, as those do (needs: pip install '.[dicom]')",
+    )
+    for option, kind, words in (
+        ("--dicom-seg", "segmentation", "DICOM Segmentations of what reaches the threshold, and of the map"),
+        ("--dicom-sr", "report", "a DICOM Structured Report, and the segmentation that it refers to"),
+        ("--secondary-capture", "capture", "the overlay pictures as DICOM Secondary Captures"),
+    ):
+        group.add_argument(
+            option, action="append_const", const=kind, dest="dicom", help=f"write {words}", default=[]
+        )
+
+
 def fraction(text: str) -> float:
     try:
         value = float(text)
