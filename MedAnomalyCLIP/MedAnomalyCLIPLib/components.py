@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-_CORNERS = ((-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5))  # of a pixel, around its centre
 _TOUCHING = np.ones((3, 3), dtype=bool)  # diagonal neighbours belong together
 
 
@@ -22,11 +21,13 @@ def largest_diameter(mask: np.ndarray, pixel_to_mm: np.ndarray) -> float:
     labels, _ = ndimage.label(mask, structure=_TOUCHING)
     longest = 0.0
     for part, box in enumerate(ndimage.find_objects(labels), start=1):
-        rows, columns = np.nonzero(labels[box] == part)
-        centres = np.stack([columns, rows], axis=1)
-        corners = np.unique(np.concatenate([centres + np.array(step) for step in _CORNERS]), axis=0)
-        # The two points that are farthest apart lie on the hull, which has few points; scale changes neither.
-        hull = corners[ConvexHull(corners).vertices]
+        inside = labels[box] == part
+        rows = np.arange(len(inside))
+        left, right = inside.argmax(axis=1) - 0.5, inside.shape[1] - 0.5 - inside[:, ::-1].argmax(axis=1)
+        ends = [(end, rows + half) for end in (left, right) for half in (-0.5, 0.5)]
+        outline = np.concatenate([np.stack(end, axis=1) for end in ends])  # corners of each row's two ends
+        # The two points that are farthest apart lie on the hull, which has few points.
+        hull = outline[ConvexHull(outline).vertices]
         longest = max(longest, float(pdist(hull @ pixel_to_mm.T).max()))
     return longest
 
