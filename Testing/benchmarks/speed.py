@@ -1,8 +1,8 @@
 """Measure speed: against peers, stage by stage, against the number of slices, and against their size.
 
-    cd Testing && python -m benchmarks.speed            # ours, and open_clip alone
-    cd Testing && python -m benchmarks.speed --peers    # beside WinCLIP, PatchCore, AnomalyDINO (of anomalib)
-    cd Testing && python -m benchmarks.speed --large    # ViT-L/14 at 336 px too
+    python Testing/benchmarks/speed.py            # ours, and open_clip alone
+    python Testing/benchmarks/speed.py --peers    # beside WinCLIP, PatchCore, AnomalyDINO (of anomalib)
+    python Testing/benchmarks/speed.py --large    # ViT-L/14 at 336 px too
 
 Everything is interleaved in one run (`pairs.py`): trust the ratios, not the times. All weights but those of
 the bundled detector are random. Writes `speed.json`, and tables as text to the screen.
@@ -27,14 +27,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "MedAnomalyCLIP"))
+TESTING = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTING), str(TESTING.parent / "MedAnomalyCLIP")]
 
+from benchmarks import ours, peers  # noqa: E402
+from benchmarks.pairs import Contender, interleaved, milliseconds, ratio  # noqa: E402
 from MedAnomalyCLIPLib.detection import SliceDetector, detect_slices  # noqa: E402
 from MedAnomalyCLIPLib.geometry import cut_slice  # noqa: E402
-
-from . import ours, peers  # noqa: E402
-from .pairs import Contender, interleaved, milliseconds, ratio  # noqa: E402
 
 SLICES = (1, 10, 100, 500)
 SIDES = (128, 256, 512, 1024, 2048)
