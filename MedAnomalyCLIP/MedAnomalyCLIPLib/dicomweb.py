@@ -36,10 +36,7 @@ Attributes = dict[str, Any]
 """One study, series or instance in DICOM's JSON: {"0020000D": {"vr": "UI", "Value": [...]}, ...}."""
 
 _PAGE = 100  # studies or series asked for at once
-_SECONDS = (
-    10,
-    300,
-)  # to be reached, and to say anything; an archive may fetch from tape, or check what it stores
+_SECONDS = (10, 120)  # to be reached, and to say anything: it may have to check what it stores
 _REQUEST_BYTES = 2**27  # of files that are stored at once
 _STORED_BEFORE = 0x0111  # the archive has this object already (PS3.4 table GG.4-2, PS3.7 annex C)
 _IN_ONE_PIECE = 2**40
@@ -123,9 +120,7 @@ class Connection:
 
         def client(**options: Any) -> Any:
             made = DICOMwebClient(url, session, timeout=_SECONDS, **options)
-            made.set_http_retry_params(
-                retry=False
-            )  # the session tries again, after failures of the network too
+            made.set_http_retry_params(retry=False)  # the session does, for failures of the network too
             return made
 
         self._client = client()
@@ -197,8 +192,8 @@ class Connection:
         from pydicom import dcmread
 
         for some in _requests(files):
+            datasets = [dcmread(path) for path in some]
             with _asking("store results"), _unwarned():
-                datasets = [dcmread(path) for path in some]
                 refused = self._store(study, datasets)
             if refused:
                 reasons = ", ".join(sorted({f"0x{reason:04X}" for reason in refused}))
@@ -269,12 +264,11 @@ def _requests(files: Sequence[Path]) -> Iterator[list[Path]]:
     some: list[Path] = []
     size = 0
     for path in files:
-        bytes_ = path.stat().st_size
-        if some and size + bytes_ > _REQUEST_BYTES:
+        size += path.stat().st_size
+        if some and size > _REQUEST_BYTES:
             yield some
-            some, size = [], 0
+            some, size = [], path.stat().st_size
         some.append(path)
-        size += bytes_
     if some:
         yield some
 

@@ -22,7 +22,7 @@ from .errors import UnsupportedImage
 from .limits import VARIABLE, limits
 
 # Waits of 0, 1, 2, 4 and 8 seconds, or as long as the server asks for; fewer where nobody answers at all.
-_TRIES, _TRIES_TO_REACH, _WAIT = 5, 2, 0.5
+_TRIES, _TRIES_TO_REACH, _TRIES_TO_HEAR, _WAIT = 5, 3, 2, 0.5
 _BUSY = (408, 429, 502, 503, 504)
 
 # These name studies and queries in their warnings, which Python would print where nobody handles them.
@@ -41,7 +41,7 @@ def open_session(url: str, login: Login) -> requests.Session:
     session = requests.Session()
     address = urlsplit(url)
     session.adapters.clear()
-    session.mount(f"{address.scheme}://{address.netloc}", _Adapter(login.authorities))
+    session.mount(f"{address.scheme}://{address.netloc}/", _Adapter(login.authorities))
     session.auth = _Bearer(login.token) if login.token else None
     if login.user:
         session.auth = HTTPBasicAuth(login.user.encode(), login.password.encode())
@@ -73,6 +73,7 @@ class _Adapter(HTTPAdapter):
             max_retries=Retry(
                 total=_TRIES,
                 connect=_TRIES_TO_REACH,
+                read=_TRIES_TO_HEAR,
                 other=0,  # certificates that are not trusted
                 backoff_factor=_WAIT,
                 status_forcelist=_BUSY,

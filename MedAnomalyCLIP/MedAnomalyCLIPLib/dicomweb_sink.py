@@ -15,7 +15,6 @@ from .dicom_output.terms import MANUFACTURER, SERIES_DESCRIPTION, line
 from .dicomweb import Attributes, Connection, first, tag
 from .dicomweb_source import ArchivedSeries
 
-# What the results are stored as. What the last kinds in this order refer to is stored before them.
 _MODALITIES = {DicomKind.CAPTURE: "OT", DicomKind.SEGMENTATION: "SEG", DicomKind.REPORT: "SR"}
 _OUR_MARK = SERIES_DESCRIPTION.format(what="")
 

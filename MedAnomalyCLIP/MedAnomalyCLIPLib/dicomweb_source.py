@@ -14,7 +14,7 @@ from pathlib import Path
 from .batch_source import hashed
 from .dicom_output.terms import SERIES_DESCRIPTION
 from .dicomweb import Archive, Attributes, check_count, first, tag
-from .errors import ArchiveFailed, InvalidRequest
+from .errors import ArchiveFailed, InvalidRequest, SeriesAmbiguous
 from .output_folder import Staging, writing
 from .volume import Volume, read_volume
 
@@ -93,12 +93,23 @@ class ArchivedSeries:
             fetched = self.archive.connect().fetch(self.study_uid, self.series, folder, is_stopped=is_stopped)
             if fetched < self.images:
                 raise ArchiveFailed(f"The archive sent {fetched} of the {self.images} files of the series")
-            yield read_volume(folder, modality=modality)
+            yield _only_volume(folder, modality)
         finally:
             staging.discard()
 
     def private_words(self) -> set[str]:
         return {self.study_uid, self.series}
+
+
+def _only_volume(folder: Path, modality: str | None) -> Volume:
+    try:
+        return read_volume(folder, modality=modality)
+    except SeriesAmbiguous as error:
+        raise SeriesAmbiguous(
+            f"The series makes {len(error.choices)} volumes, for example time points or echoes, of which "
+            "none can be chosen in an archive: fetch it, and give its folder to batch",
+            error.choices,
+        ) from None
 
 
 def parse_query(words: Sequence[str]) -> dict[str, str]:
@@ -109,8 +120,8 @@ def parse_query(words: Sequence[str]) -> dict[str, str]:
     """
     query = {}
     for word in words:
-        keyword, equals, value = word.partition("=")
-        if not (equals and value and tag(keyword)):
+        keyword, _, value = word.partition("=")
+        if not (keyword and value and tag(keyword)):
             raise InvalidRequest(
                 "The query wants DICOM keywords with values, such as StudyDate=20260101-20260131, "
                 f"not {keyword!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import stat
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import worker_detectors
 from dicom_objects import identity
 from pydicom import Dataset, dcmread
+from pydicom.data import get_testdata_file
 
 pytest.importorskip("dicomweb_client", reason="dicomweb-client is missing: pip install dicomweb-client")
 
@@ -27,7 +29,14 @@ from MedAnomalyCLIPLib.batch_source import hashed
 from MedAnomalyCLIPLib.cli import EXIT_DONE, EXIT_USER_ERROR, main
 from MedAnomalyCLIPLib.dicomweb import Archive
 from MedAnomalyCLIPLib.dicomweb_source import search_archive
-from MedAnomalyCLIPLib.errors import ArchiveFailed, Cancelled, InvalidRequest, OutputFailed, UnsupportedImage
+from MedAnomalyCLIPLib.errors import (
+    ArchiveFailed,
+    Cancelled,
+    InvalidRequest,
+    OutputFailed,
+    SeriesAmbiguous,
+    UnsupportedImage,
+)
 
 pytestmark = pytest.mark.skipif(not orthanc.IS_INSTALLED, reason=orthanc.MISSING)
 
@@ -338,3 +347,21 @@ def test_studies_that_come_later_are_done_by_the_next_run(studies, archive, batc
     assert batch() == EXIT_DONE
     assert [record["number"] for record in manifest(tmp_path / "out")["inputs"]] == [1, 2]
     assert Path(tmp_path / "out" / "slices.csv").read_text().count("\n") == 1 + 2 * SLICES
+
+
+def test_a_series_of_several_volumes_is_refused_with_what_to_do(archive, tmp_path):
+    made = upload(archive, tmp_path / "first", EchoTime=10)
+    upload(archive, tmp_path / "second", **{**made, "EchoTime": 20})
+    (item,) = search_archive(Archive(archive.url), {})
+    with pytest.raises(SeriesAmbiguous, match=r"makes 2 volumes.*fetch it"), item.opened(None):
+        pass
+
+
+def test_the_readme_leads_to_results_in_an_archive(archive, batch, tmp_path, monkeypatch, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^medanomalyclip (.*--dicomweb.*)$", readme, re.MULTILINE)
+    archive.upload(Path(get_testdata_file("CT_small.dcm")))
+    monkeypatch.chdir(tmp_path)
+    words = line.replace("http://localhost:8042", archive.address).split()
+    assert main(words, load=lambda *_: worker_detectors.load(tmp_path / "notes", "cpu")) == EXIT_DONE
+    assert {found.Modality for found in ours(archive)} == {"SEG", "SR"}
