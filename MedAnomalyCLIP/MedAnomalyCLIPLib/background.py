@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .geometry import SlicePlane
-from .volume import Volume
+if TYPE_CHECKING:
+    from .geometry import SlicePlane
+    from .volume import Volume
 
 LEAST_ANATOMY = 0.05
 """A slice that shows less than this share of its pixels is hardly worth learning from."""
+
+EMPTY = 1e-4
+"""A slice of which fewer pixels show something holds noise and nothing else."""
 
 _LOOKED_AT = 64  # voxels along each axis are enough to learn what a volume holds
 _CONTRAST = 0.1

@@ -160,6 +160,7 @@ class SliceDetector:
         """Detect on planes, in their order, a batch at a time.
 
         While the network runs on one batch, a thread prepares the next; so two are held in memory at most.
+        Planes that show nothing but noise (`SlicePlane.is_empty`) get map and score 0.
 
         Args:
             planes: slices, of any size.
@@ -212,8 +213,17 @@ class SliceDetector:
         unlike = [None] * len(planes) if found.unlikeness is None else found.unlikeness.tolist()
         done = time.perf_counter()
         plane_maps = [
-            np.where(plane.valid, self._preprocessor.map_back(network_map, item.fit), np.float32(0))
+            np.where(
+                plane.valid & (not plane.is_empty),
+                self._preprocessor.map_back(network_map, item.fit),
+                np.float32(0),
+            )
             for plane, item, network_map in zip(planes, prepared, found.map, strict=True)
+        ]
+        # A window stretches the noise of an empty slice until it looks like something.
+        scores = [
+            0.0 if plane.is_empty else score
+            for plane, score in zip(planes, found.score.tolist(), strict=True)
         ]
         seconds = {
             "preprocess": batch.seconds / len(planes),
@@ -237,7 +247,7 @@ class SliceDetector:
                 timings=seconds,
             )
             for plane, item, plane_map, score, distance in zip(
-                planes, prepared, plane_maps, found.score.tolist(), unlike, strict=True
+                planes, prepared, plane_maps, scores, unlike, strict=True
             )
         ]
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
+from .background import EMPTY, Background
 from .errors import GeometryRefused, InvalidRequest
 from .resampling import Frame, finite_pixels, missed, resample, to_index
 from .volume import Volume
@@ -67,6 +69,7 @@ class SlicePlane:
         units: as `Volume.units`.
         description: the plane in words, for example "Axial 17 of 40, aligned".
         spacing_known: as `Volume.spacing_known`.
+        background: as `Volume.background`; None when that is not known.
     """
 
     pixels: np.ndarray
@@ -77,6 +80,12 @@ class SlicePlane:
     units: str = ""
     description: str = ""
     spacing_known: bool = True
+    background: Background | None = None
+
+    @cached_property
+    def is_empty(self) -> bool:
+        """Whether it shows nothing but noise, as slices above a head do; False when that is not known."""
+        return self.background is not None and self.background.anatomy_share(self) < EMPTY
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -355,6 +364,7 @@ def _take_slice(volume: Volume, axis: int, index: int, right: np.ndarray, down: 
         units=volume.units,
         description=f"{view} {index + 1} of {volume.size[axis]}, aligned",
         spacing_known=volume.spacing_known,
+        background=volume.background,
     )
 
 
@@ -367,6 +377,7 @@ def _resampled_plane(volume: Volume, frame: Frame) -> SlicePlane:
         modality=volume.modality,
         units=volume.units,
         spacing_known=volume.spacing_known,
+        background=volume.background,
     )
     return replace(plane, description=_describe_resampled(volume, frame, plane.spacing))
 

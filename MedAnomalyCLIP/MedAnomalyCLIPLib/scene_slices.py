@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import slicer
 
-from .background import Background
 from .errors import Cancelled
 from .geometry import SlicePlane, acquisition_axis, cut_plane, cut_slice
 from .geometry import view_name as nearest_view
@@ -70,7 +69,6 @@ class SliceCutter:
 
     def __init__(self) -> None:
         self._waiting: deque[tuple[Node, int, int | SlicePlane]] = deque()
-        self._background: tuple[Node, Background] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -92,7 +90,6 @@ class SliceCutter:
 
     def clear(self) -> None:
         self._waiting.clear()
-        self._background = None
 
     def cut(self) -> CutSlice:
         """Cut the next slice. Where that fails, the others of its volume are dropped.
@@ -107,15 +104,10 @@ class SliceCutter:
                 raise Cancelled("The volume was deleted before all its slices were taken")
             volume = volume_from_node(node)
             plane = wanted if isinstance(wanted, SlicePlane) else cut_slice(volume, axis, wanted)
-            if self._background is None or self._background[0] is not node:
-                self._background = node, Background.of(volume)
-            return CutSlice(node, plane, self._background[1].anatomy_share(plane))
+            return CutSlice(node, plane, volume.background.anatomy_share(plane))
         except Exception:
             self._waiting = deque(other for other in self._waiting if other[0] is not node)
             raise
-        finally:
-            if not self._waiting:
-                self._background = None  # a deleted volume is not kept alive
 
 
 def show_plane(node: Node, plane: SlicePlane, view_name: str) -> None:

@@ -28,8 +28,8 @@ def write_table(node: Node, rows: Sequence[SliceRow], image_threshold: float | N
     """Write rows to a table node, and let its plot follow.
 
     Columns: slice (from 1, as views count), score, percentile, area in mm², highest map value, and where that
-    is; whether the slice is unlike what the detector was made for; where the detector has one, its image
-    threshold, for the plot.
+    is; a remark where a slice is empty or unlike what the detector was made for; where the detector has one,
+    its image threshold, for the plot.
     """
     peaks = np.array([row.peak_ras or (np.nan,) * 3 for row in rows], dtype=float).reshape(-1, 3).round(1)
     columns = {
@@ -51,7 +51,7 @@ def write_table(node: Node, rows: Sequence[SliceRow], image_threshold: float | N
         array = numpy_to_vtk(np.ascontiguousarray(values), deep=True)
         array.SetName(name)
         table.AddColumn(array)
-    table.AddColumn(_unlike(rows))
+    table.AddColumn(_remarks(rows))
     node.SetAndObserveTable(table)
     node.SetUseColumnTitleAsColumnHeader(True)
     node.SetLocked(True)  # a table of measurements is not for typing into
@@ -59,13 +59,12 @@ def write_table(node: Node, rows: Sequence[SliceRow], image_threshold: float | N
         _write_chart(node, image_threshold is not None)
 
 
-def _unlike(rows: Sequence[SliceRow]) -> vtk.vtkStringArray:
-    """A column of words, empty where the detector cannot tell."""
+def _remarks(rows: Sequence[SliceRow]) -> vtk.vtkStringArray:
+    """A column of words about slices whose score says little."""
     column = vtk.vtkStringArray()
-    column.SetName(_("Unlike"))
-    words = {True: _("yes"), False: _("no"), None: ""}
+    column.SetName(_("Remark"))
     for row in rows:
-        column.InsertNextValue(words[row.unlike])
+        column.InsertNextValue(_("empty") if row.empty else _("unlike") if row.unlike else "")
     return column
 
 

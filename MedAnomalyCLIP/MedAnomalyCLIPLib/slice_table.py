@@ -27,6 +27,7 @@ class SliceRow:
         peak_ras: (3,) where that is, RAS mm; None when the map is 0 everywhere.
         window: (darkest, brightest) pixel value that the detector told apart; None for colour.
         unlike: whether the slice is unlike what the detector was made for; None when it cannot tell.
+        empty: whether it shows nothing but noise, so that nothing was looked for.
     """
 
     index: int
@@ -37,6 +38,7 @@ class SliceRow:
     peak_ras: tuple[float, float, float] | None
     window: tuple[float, float] | None = None
     unlike: bool | None = None
+    empty: bool = False
 
     @classmethod
     def of(cls, result: AnomalyResult) -> SliceRow:
@@ -57,6 +59,7 @@ class SliceRow:
             peak_ras=(r, a, s) if result.map.any() else None,
             window=None if result.window is None else (float(result.window[0]), float(result.window[1])),
             unlike=None if result.unlike_threshold is None else result.is_unlike,
+            empty=result.plane.is_empty,
         )
 
     @classmethod
@@ -99,7 +102,8 @@ def to_pandas(results: Iterable[AnomalyResult | SliceRow], *, axis: int | None =
 
     Returns:
         Columns axis, index (from 0), number (from 1, as people count), score, percentile, area_mm2, peak,
-        peak_r_mm, peak_a_mm, peak_s_mm, NaN where there is no value; unlike, None where that is not known.
+        peak_r_mm, peak_a_mm, peak_s_mm, NaN where there is no value; unlike, None where that is not known;
+        empty.
 
     Raises:
         DependencyMissing: pandas is not installed.
@@ -130,9 +134,12 @@ def to_pandas(results: Iterable[AnomalyResult | SliceRow], *, axis: int | None =
                 "peak_a_mm": a,
                 "peak_s_mm": s,
                 "unlike": row.unlike,
+                "empty": row.empty,
             }
         )
     columns = ("axis", "index", "number", "score", "percentile", "area_mm2", "peak")
-    frame = pandas.DataFrame(records, columns=[*columns, "peak_r_mm", "peak_a_mm", "peak_s_mm", "unlike"])
-    numbers = list(frame.columns[3:-1])
+    frame = pandas.DataFrame(
+        records, columns=[*columns, "peak_r_mm", "peak_a_mm", "peak_s_mm", "unlike", "empty"]
+    )
+    numbers = list(frame.columns[3:-2])
     return frame.astype(dict.fromkeys(numbers, float))

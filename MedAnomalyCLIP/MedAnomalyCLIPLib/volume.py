@@ -13,11 +13,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from .background import Background
 from .errors import (
     DependencyMissing,
     GeometryRefused,
@@ -92,6 +94,11 @@ class Volume:
     body_part: str = ""
     warp: Warp | None = None
     frames: tuple[DicomFrame, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def background(self) -> Background:
+        """What surrounds the body, learned once from a few of the voxels."""
+        return Background.of(self)
 
     def __post_init__(self) -> None:
         voxels = self.voxels

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -199,18 +200,16 @@ def test_the_scores_are_plotted_along_the_volume(logic, head, detector):
     assert (series.GetXColumnName(), series.GetYColumnName()) == ("Slice", "Score")
 
 
-def test_slices_unlike_what_the_detector_was_made_for_are_told(logic, head):
+def test_the_table_remarks_slices_whose_score_says_little(logic, head):
     from MedAnomalyCLIPLib.scene_table import write_table
     from MedAnomalyCLIPLib.slice_table import SliceRow
 
     node = logic.detectVolume(head, indices=[12]).tableNode
-    rows = [
-        SliceRow(at, 0.5, None, 0.0, 0.0, None, unlike=unlike)
-        for at, unlike in enumerate((True, False, None))
-    ]
-    write_table(node, rows, None)
-    column = node.GetTable().GetColumnByName("Unlike")
-    assert [column.GetValue(row) for row in range(3)] == ["yes", "no", ""]
+    row = SliceRow(0, 0.5, None, 0.0, 0.0, None)
+    told = [{"unlike": True}, {"unlike": False}, {}, {"unlike": True, "empty": True}]
+    write_table(node, [replace(row, index=at, **what) for at, what in enumerate(told)], None)
+    column = node.GetTable().GetColumnByName("Remark")
+    assert [column.GetValue(at) for at in range(4)] == ["unlike", "", "", "empty"]
 
 
 # One slice after the other

@@ -210,3 +210,21 @@ class TestBundledDetector:
         assert with_lesion.score > plain.score
         row, column = with_lesion.peak
         assert (columns[0, column] - 0.3) ** 2 + (rows[row, 0] + 0.2) ** 2 < 0.25**2
+
+
+def test_slices_with_nothing_but_noise_are_not_analysed(detector):
+    """The window of an empty slice stretches its noise, which looked like something to any detector."""
+    rng = np.random.default_rng(0)
+    voxels = rng.normal(40, 10, (5, 48, 48)).astype(np.float32)
+    voxels[1:3, 12:36, 12:36] += 900
+    volume = Volume(voxels, np.eye(4), modality="MR")
+    results = list(detect_slices(detector, volume, axis=2))
+    assert [r.plane.is_empty for r in results] == [True, False, False, True, True]
+    assert (
+        [r.score > 0 for r in results] == [r.map.any() for r in results] == [False, True, True, False, False]
+    )
+
+
+def test_an_image_all_of_one_value_shows_nothing(detector):
+    plane = cut_slice(Volume(np.full((1, 32, 32), 7.0, np.float32), np.eye(4)), 2, 0)
+    assert detector.detect(plane).score == 0

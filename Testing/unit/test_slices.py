@@ -142,6 +142,7 @@ def test_a_data_frame_has_a_row_for_each_slice():
     assert np.isnan(frame["peak_r_mm"][1])
     assert frame.dtypes["peak_r_mm"].kind == "f"
     assert frame["unlike"].tolist() == [None, None]
+    assert frame["empty"].tolist() == [False, False]
     known = replace(result_of(values, index=3), unlikeness=0.9, unlike_threshold=0.8)
     assert to_pandas([known])["unlike"].tolist() == [True]
     assert to_pandas([row(1, 0.5)], axis=0)["axis"].tolist() == ["I"]
