@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import MedAnomalyCLIPError
-from . import batch, convert, detect, evaluate, info, train
+from . import batch, convert, detect, evaluate, info, train, web
 from .options import DetectorLoader, load_detector
 from .terminal import (
     EPILOG,
@@ -35,7 +35,7 @@ __all__ = [
     "main",
 ]
 
-_COMMANDS = (detect, batch, evaluate, train, convert, info)
+_COMMANDS = (detect, batch, evaluate, train, convert, info, web)
 
 
 def main(argv: Sequence[str] | None = None, *, load: DetectorLoader = load_detector) -> int:
