@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 
@@ -119,3 +121,29 @@ def test_a_process_that_cannot_start_takes_no_place():
                 assert status == 500 and "taken" not in words
 
     asyncio.run(check())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes are ended otherwise on Windows")
+def test_no_process_outlives_the_launcher():
+    code = f"""
+import sys
+from MedAnomalyCLIPLib.web.launcher import Launcher, launch
+launcher = Launcher([sys.executable, "-c", {SERVER!r}], "t", 1)
+launch(launcher, "127.0.0.1", 0, lambda place: print(place, flush=True))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    place = launcher.stdout.readline().strip()
+
+    async def enter():
+        async with browser() as client:
+            return await text(client, f"{place}/", params={"secret": "t"})
+
+    process = int(asyncio.run(enter())[1].split()[1])
+    os.kill(process, 0)
+    launcher.terminate()
+    launcher.wait(timeout=30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -197,7 +198,7 @@ def reader_command(*options: str, idle_seconds: int) -> list[str]:
 
 
 def launch(launcher: Launcher, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
+    """Serve until Ctrl-C, or until it is told to end; readers' processes end with it.
 
     Args:
         ready: called with the address, when it can be opened.
@@ -214,7 +215,11 @@ def launch(launcher: Launcher, host: str, port: int, ready: Callable[[str], None
         try:
             await web.TCPSite(runner, host, port).start()
             ready(address(host, runner.addresses[0][1]))
-            await asyncio.Event().wait()
+            ended = asyncio.Event()
+            with contextlib.suppress(NotImplementedError):  # on Windows
+                # Else the processes of readers would outlive this one.
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+            await ended.wait()
         finally:
             await runner.cleanup()
 
