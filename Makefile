@@ -1,12 +1,13 @@
 # make detect               detect on the CT and the MR image that pydicom ships
 # make detect IMAGE=path    detect on a file or DICOM folder of yours
+# make web                  open a study in the browser, without Slicer: from the page, or IMAGE=path
 # make test                 style, types, security and the whole test suite
 # make package              the extension as an archive for Slicer's Extensions Manager, in dist/
 # make clean                remove the environment, results and caches
 #
-# Nothing but Python (3.10 or newer) and make is needed; everything else goes into .venv, once.
+# Nothing but Python (3.10 or newer) and make is needed; everything else goes into .venv and .venv-web, once.
 # PYTHON=python3.12 chooses the interpreter, OUTPUT=folder where results go, OPTIONS="--all --axis axial"
-# is passed on to `medanomalyclip detect`. PACKAGE="--os win --slicer-version 5.10" says which Slicer the archive
+# is passed on to `medanomalyclip detect` or `web`. PACKAGE="--os win --slicer-version 5.10" says which Slicer the archive
 # is for.
 
 PYTHON  ?= python3
@@ -17,22 +18,26 @@ PACKAGE ?=
 
 VENV := .venv
 BIN  := $(VENV)/bin
+# The page in the browser stands on another slicer-core than the tests.
+WEB_VENV := .venv-web
+WEB_BIN  := $(WEB_VENV)/bin
 # One pip command for the whole environment: with torch installed before, pip would replace it.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+INSTALL := $(BIN)/python $(PIP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help detect test package clean
+.PHONY: help detect web test package clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
-$(BIN)/python:
+$(BIN)/python $(WEB_BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2])' \
 		|| { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' \
 		|| { echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(patsubst %/bin/python,%,$@)
 
 # Installing for the tests installs what detection needs too.
 $(VENV)/.for-detect: pyproject.toml constraints.txt | $(BIN)/python
@@ -45,6 +50,11 @@ $(VENV)/.for-test: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[test]'
 	@touch $@ $(VENV)/.for-detect
 
+$(WEB_VENV)/.for-web: pyproject.toml constraints.txt | $(WEB_BIN)/python
+	@echo "Installing into $(WEB_VENV); this takes some minutes, once."
+	$(WEB_BIN)/python $(PIP) '.[web]'
+	@touch $@
+
 # Found when the rule runs, after the environment is made.
 PYDICOM_IMAGES = $$($(BIN)/python -c 'from pydicom.data import get_testdata_file as f; print(f("CT_small.dcm"), f("MR_small.dcm"))')
 
@@ -52,7 +62,12 @@ detect: $(VENV)/.for-detect
 	@$(BIN)/medanomalyclip detect $(if $(IMAGE),"$(IMAGE)",$(PYDICOM_IMAGES)) \
 		--output "$(OUTPUT)" --overwrite $(OPTIONS)
 
+web: $(WEB_VENV)/.for-web
+	@$(WEB_BIN)/medanomalyclip web $(if $(IMAGE),"$(IMAGE)") $(OPTIONS)
+
+# The environment of the page cannot be had everywhere; its tests say so then.
 test: $(VENV)/.for-test
+	-@$(MAKE) --no-print-directory $(WEB_VENV)/.for-web
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -64,6 +79,6 @@ package:
 	$(PYTHON) Testing/extension_package.py $(PACKAGE)
 
 clean:
-	rm -rf $(VENV) results build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(WEB_VENV) results build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +

@@ -12,7 +12,7 @@ from .geometry import acquisition_axis, resolve_axis, slice_count, view_name
 from .scene import volume_from_node
 from .volume import Volume
 
-_NAMES = ("acquisition", "axial", "coronal", "sagittal")
+DIRECTIONS = ("acquisition", "axial", "coronal", "sagittal")
 
 
 class RangePanel:
@@ -41,7 +41,7 @@ class RangePanel:
     @property
     def axis(self) -> str:
         """The chosen direction, as `geometry.resolve_axis` takes it."""
-        return self._ui.rangeAxisSelector.currentData or _NAMES[0]
+        return self._ui.rangeAxisSelector.currentData or DIRECTIONS[0]
 
     @property
     def indices(self) -> range:
@@ -76,9 +76,9 @@ class RangePanel:
         except MedAnomalyCLIPError:
             volume = None  # Detect says why
         if volume is not None:
-            for name in _NAMES:
+            for name in DIRECTIONS:
                 self._counts.append(slice_count(volume, resolve_axis(volume, name)))
-                selector.addItem(_words(volume, name, self._counts[-1]), name)
+                selector.addItem(direction_words(volume, name, self._counts[-1]), name)
             selector.setCurrentIndex(max(selector.findData(axis), 0))
         selector.blockSignals(False)
         self._show_limits(first, last)
@@ -132,7 +132,8 @@ class RangePanel:
         self._on_changed()
 
 
-def _words(volume: Volume, name: str, count: int) -> str:
+def direction_words(volume: Volume, name: str, count: int) -> str:
+    """One of `DIRECTIONS` in words, with the number of slices along it."""
     axis = resolve_axis(volume, name)
     view = {"Axial": _("Axial"), "Coronal": _("Coronal"), "Sagittal": _("Sagittal")}[view_name(volume, axis)]
     if name == "acquisition":

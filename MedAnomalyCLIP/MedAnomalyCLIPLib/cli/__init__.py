@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import MedAnomalyCLIPError, needs_full
 from ..runtime import AUTO
-from . import batch, convert, detect, evaluate, export_onnx, info, train
+from . import batch, convert, detect, evaluate, export_onnx, info, train, web
 from .options import DetectorLoader, LoadingIn, load_detector
 from .terminal import (
     EPILOG,
@@ -39,7 +39,7 @@ __all__ = [
 # What a light installation has not.
 _FULL = ("torch", "torchvision", "monai", "open_clip", "timm")
 
-_COMMANDS = (detect, batch, evaluate, train, convert, export_onnx, info)
+_COMMANDS = (detect, batch, evaluate, train, convert, export_onnx, info, web)
 
 
 def main(argv: Sequence[str] | None = None, *, load: DetectorLoader = load_detector) -> int:
