@@ -211,9 +211,9 @@ def _outputs(volumes: VolumeReader) -> None:
     from trame_vuetify.widgets import vuetify3 as v
 
     with v.VSheet(v_if=("rows.length",), classes="d-flex outputs", height=210):
-        with html.Div(style="width: 380px; overflow-y: auto"), v.VTable(density="compact", fixed_header=True):
+        with html.Div(style="width: 450px; overflow-y: auto"), v.VTable(density="compact", fixed_header=True):
             with html.Thead(), html.Tr():
-                for title in ("Slice", "Score", "Percentile", "Area mm²"):
+                for title in ("Slice", "Score", "Percentile", "Area mm²", "Remark"):
                     html.Th(title)
             with (
                 html.Tbody(),
@@ -226,7 +226,7 @@ def _outputs(volumes: VolumeReader) -> None:
                     raw_attrs=[':data-slice="row.number"'],
                 ),
             ):
-                for key in ("number", "score", "percentile", "area"):
+                for key in ("number", "score", "percentile", "area", "remark"):
                     html.Td(f"{{{{ row.{key} }}}}")
         with html.Div(classes="d-flex flex-column pa-2", style="flex: 1; min-width: 0"):
             with html.Div(classes="d-flex align-center"):

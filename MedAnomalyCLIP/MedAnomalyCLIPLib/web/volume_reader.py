@@ -201,6 +201,7 @@ def _row(row: SliceRow, span: int) -> dict[str, Any]:
         "score": f"{row.score:.2f}",
         "percentile": "" if row.percentile is None else f"{int(row.percentile)} %",
         "area": f"{row.area_mm2:.0f}",
+        "remark": "empty" if row.empty else "unlike" if row.unlike else "",
         "x": round(100 * row.index / span, 2),
         "y": _height(row.score),
     }
