@@ -222,8 +222,15 @@ class Connection:
 
 def first(attributes: Attributes, keyword: str) -> str:
     """First value of an attribute as text; empty where the archive does not tell it."""
-    values = attributes.get(tag(keyword), {}).get("Value") or [""]
-    return str("" if values[0] is None else values[0])
+    values = values_of(attributes, tag(keyword))
+    return "" if not values or values[0] is None else str(values[0])
+
+
+def values_of(attributes: Attributes, tag: str) -> list[Any]:
+    """Values of an attribute; none for what an archive tells against DICOM's rules."""
+    element = attributes.get(tag) if isinstance(attributes, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []
 
 
 def tag(keyword: str) -> str:
@@ -251,6 +258,8 @@ def _pages(
     offset = 0
     while True:
         page = search(search_filters=dict(query), limit=_PAGE, offset=offset)
+        if not all(first(found, name) for found in page):
+            raise ValueError("something without a UID")
         fresh = [found for found in page if first(found, name) not in seen]
         if not fresh:  # the end, or an archive that begins anew whatever it is asked
             return

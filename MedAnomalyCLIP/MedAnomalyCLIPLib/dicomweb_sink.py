@@ -12,7 +12,7 @@ from pathlib import Path
 from .batch_source import SeriesInput
 from .dicom_output.sink import DicomKind
 from .dicom_output.terms import MANUFACTURER, SERIES_DESCRIPTION, line
-from .dicomweb import Attributes, Connection, first, tag
+from .dicomweb import Attributes, Connection, first, values_of
 from .dicomweb_source import ArchivedSeries
 
 _MODALITIES = {DicomKind.CAPTURE: "OT", DicomKind.SEGMENTATION: "SEG", DicomKind.REPORT: "SR"}
@@ -63,8 +63,8 @@ def _is_there(connection: Connection, item: ArchivedSeries, kind: DicomKind, bun
 
 def _referenced_series(attributes: Attributes) -> Iterator[str]:
     """UIDs of the series that an object refers to, in whichever of its sequences."""
-    for element in attributes.values():
-        if element.get("vr") == "SQ":
-            for item in element.get("Value") or []:
-                yield from item.get(tag("SeriesInstanceUID"), {}).get("Value") or []
+    for name in attributes:
+        for item in values_of(attributes, name):
+            if isinstance(item, dict):  # of a sequence, or a person's name, which has no such attribute
+                yield first(item, "SeriesInstanceUID")
                 yield from _referenced_series(item)

@@ -169,6 +169,6 @@ def _item(archive: Archive, study: Attributes, series: Attributes) -> ArchivedSe
         archive,
         first(study, "StudyInstanceUID"),
         uid,
-        " ".join(filter(None, words)),
+        "".join(filter(str.isprintable, " ".join(filter(None, words)))),
         int(told) if told.isdecimal() else 0,
     )

@@ -27,6 +27,7 @@ from harness import orthanc
 from MedAnomalyCLIPLib import dicomweb
 from MedAnomalyCLIPLib.batch_source import hashed
 from MedAnomalyCLIPLib.cli import EXIT_DONE, EXIT_USER_ERROR, main
+from MedAnomalyCLIPLib.detection import SliceDetector
 from MedAnomalyCLIPLib.dicomweb import Archive
 from MedAnomalyCLIPLib.dicomweb_source import search_archive
 from MedAnomalyCLIPLib.errors import (
@@ -364,4 +365,10 @@ def test_the_readme_leads_to_results_in_an_archive(archive, batch, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     words = line.replace("http://localhost:8042", archive.address).split()
     assert main(words, load=lambda *_: worker_detectors.load(tmp_path / "notes", "cpu")) == EXIT_DONE
+    assert {found.Modality for found in ours(archive)} == {"SEG", "SR"}
+    archive.clear()
+    upload(archive, tmp_path / "ct")
+    (example,) = re.findall(r"```\n([^`]*search_archive[^`]*)```", readme)
+    monkeypatch.setattr(SliceDetector, "load", lambda: worker_detectors.load(tmp_path / "notes", "cpu"))
+    exec(compile(example.replace("http://localhost:8042", archive.address), "README.md", "exec"), {})
     assert {found.Modality for found in ours(archive)} == {"SEG", "SR"}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import itertools
 import json
 import pickle
 import ssl
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -19,15 +20,22 @@ import pytest
 pytest.importorskip("dicomweb_client", reason="dicomweb-client is missing: pip install dicomweb-client")
 
 import requests
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from images import dicom_dataset, ramp
 
 from MedAnomalyCLIPLib import dicomweb_login, dicomweb_session
 from MedAnomalyCLIPLib.cli import EXIT_USER_ERROR, main
-from MedAnomalyCLIPLib.dicomweb import Archive
+from MedAnomalyCLIPLib.dicomweb import Archive, tag
 from MedAnomalyCLIPLib.dicomweb_login import Login
+from MedAnomalyCLIPLib.dicomweb_sink import StoredInArchive
 from MedAnomalyCLIPLib.dicomweb_source import ArchivedSeries, parse_query, search_archive
 from MedAnomalyCLIPLib.errors import ArchiveFailed, DependencyMissing, InvalidRequest, UnsupportedImage
 
+TAGS = [
+    tag(name)
+    for name in ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "SOPInstanceUID")
+]
 STUDY, SERIES, INSTANCE = "1.2.826.0.1.111", "1.2.826.0.1.222", "1.2.826.0.1.333"
 VARIABLES = [
     value for name, value in vars(dicomweb_login).items() if str(value).startswith("MEDANOMALYCLIP_DICOMWEB")
@@ -260,6 +268,35 @@ def test_packed_answers_count_unpacked(server, monkeypatch):
 def test_an_archive_that_begins_anew_for_each_page_is_left(server):
     server.answers = [said(study("1.2.3"), study("1.2.4"))]
     assert len(studies(server)) == 2
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.fixed_dictionaries({"vr": st.sampled_from(["SQ", "UI", "PN"]), "Value": inner | st.lists(inner)})
+        | st.dictionaries(st.sampled_from([*TAGS, "Value"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+attributes = st.dictionaries(st.sampled_from(TAGS), anything)
+known = attributes.map(lambda found: {**found, **study(), TAGS[1]: study()[TAGS[0]]})
+
+
+@given(answers=st.lists(st.lists(known) | st.lists(attributes | anything), min_size=4))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_an_archive_tells_is_used_or_refused(server, answers):
+    told = [said(study()), said(study(SERIES)), *(said(*answer) for answer in answers)]
+    item = series(server)
+    for call in (
+        lambda: list(itertools.islice(search_archive(Archive(server.url), {}), 50)),
+        lambda: StoredInArchive(("segmentation", "report")).has(item, "0" * 64),
+    ):
+        server.answers = [*told[: len(answers) % 3], *told[2:], said()]
+        with suppress(ArchiveFailed, InvalidRequest):
+            call()
 
 
 # What is stored
