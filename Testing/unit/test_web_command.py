@@ -81,3 +81,19 @@ def test_what_the_browser_cannot_read_or_is_no_study_is_refused(uploads, monkeyp
     monkeypatch.setenv("MEDANOMALYCLIP_LIMITS", "folder_files=3")
     with pytest.raises(InvalidRequest, match="4 files"):
         uploads.begin(4)
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:80"),
+        ("0.0.0.0", "http://127.0.0.1:80"),
+        ("::", "http://[::1]:80"),
+        ("::1", "http://[::1]:80"),
+        ("reading-room", "http://reading-room:80"),
+    ],
+)
+def test_the_address_is_one_that_a_browser_here_can_open(host, shown):
+    from MedAnomalyCLIPLib.web.entrance import address
+
+    assert address(host, 80) == shown

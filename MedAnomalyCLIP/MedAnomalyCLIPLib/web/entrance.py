@@ -7,6 +7,7 @@ known by the cookie. The page may fetch nothing from anywhere else, which the br
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +85,13 @@ def _cookie(request: web.Request) -> str:
 
 def address(host: str, port: int) -> str:
     """What a browser on this computer calls a server."""
-    known = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-    return f"http://{known.get(host, f'[{host}]' if ':' in host else host)}:{port}"
+    try:
+        place = ipaddress.ip_address(host)
+    except ValueError:  # a name
+        return f"http://{host}:{port}"
+    if place.is_unspecified:  # it listens on all its addresses
+        host = "::1" if place.version == 6 else "127.0.0.1"
+    return f"http://[{host}]:{port}" if place.version == 6 else f"http://{host}:{port}"
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> str:
