@@ -60,6 +60,7 @@ def test_memory_does_not_grow_with_the_number_of_slices(tiny_bundle, tmp_path):
     with ResultWriter(tmp_path / "out", volume, requested=SLICES) as writer:
         results = detect_slices(detector, volume)
         last, most = grown(lambda number: writer.add(next(results)), SLICES, every=10)
+        results.close()
     if LONG:
         print(f"\n{SLICES} slices: resident memory {last / 2**20:+.1f} MiB, at most {most / 2**20:+.1f} MiB")
     assert most < GROWTH

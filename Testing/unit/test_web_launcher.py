@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 import pytest
@@ -59,6 +60,12 @@ def browser():
     return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))  # keeps cookies of bare addresses
 
 
+def run(coroutine):
+    """In a thread of its own: tests in a browser leave an event loop behind in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
 async def text(client, address, **options):
     async with client.get(address, **options) as answer:
         return answer.status, await answer.text()
@@ -81,7 +88,7 @@ def test_each_browser_has_a_process_and_keeps_it():
             assert f"ws://{place.removeprefix('http://')}" in policy and "http" not in policy
             assert not [cookie for cookie in one.cookie_jar if cookie.key == "own"]
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_without_the_token_there_is_nothing():
@@ -91,7 +98,7 @@ def test_without_the_token_there_is_nothing():
                 status, words = await text(client, place + path)
                 assert (status, "holds the token" in words) == (403, True)
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_the_place_of_a_reader_who_has_left_is_given_to_another():
@@ -110,7 +117,7 @@ def test_the_place_of_a_reader_who_has_left_is_given_to_another():
                 await asyncio.sleep(0.05)
             pytest.fail("the place was not given")
 
-    asyncio.run(check())
+    run(check())
 
 
 def test_a_process_that_cannot_start_takes_no_place():
@@ -120,7 +127,7 @@ def test_a_process_that_cannot_start_takes_no_place():
                 status, words = await text(client, f"{place}/", params={"secret": TOKEN})
                 assert status == 500 and "taken" not in words
 
-    asyncio.run(check())
+    run(check())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="processes are ended otherwise on Windows")
@@ -141,7 +148,7 @@ launch(launcher, "127.0.0.1", 0, lambda place: print(place, flush=True))
         async with browser() as client:
             return await text(client, f"{place}/", params={"secret": "t"})
 
-    process = int(asyncio.run(enter())[1].split()[1])
+    process = int(run(enter())[1].split()[1])
     os.kill(process, 0)
     launcher.terminate()
     launcher.wait(timeout=30)
