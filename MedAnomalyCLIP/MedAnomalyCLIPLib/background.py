@@ -17,7 +17,7 @@ LEAST_ANATOMY = 0.05
 EMPTY = 1e-4
 """A slice of which fewer pixels show something holds noise and nothing else."""
 
-_LOOKED_AT = 64  # voxels along each axis are enough to learn what a volume holds
+_LOOKED_AT = 32  # voxels along each axis are enough to learn what a volume holds
 _CONTRAST = 0.1
 _AIR = -1000.0  # in HU; scanners write anything below it where nothing was measured
 
