@@ -168,7 +168,8 @@ def volume_run(runtime: str, count: int) -> dict[str, float]:
 
 def peak_memory() -> float:
     """MiB that this process had in memory at most; what the resource module tells is inherited on Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else ():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     return float("nan")

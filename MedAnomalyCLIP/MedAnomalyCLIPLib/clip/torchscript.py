@@ -53,7 +53,7 @@ def is_torchscript(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return False
+        return False  # NotImplementedError is what zipfile says of archives of later versions than it reads
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
