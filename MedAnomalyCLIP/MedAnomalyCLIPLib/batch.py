@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batch_records import Record, Records, held
+from .batch_records import Record, Records, batch_folder
 from .batch_series import (
     BatchSettings,
     Engine,
@@ -119,7 +119,7 @@ def run_batch(
         found.wait(_KNOWN_AFTER_SECONDS)
         inputs = iter(found)
         first = list(itertools.islice(inputs, 1))  # nothing is written where nothing can be read
-        with held(output):
+        with batch_folder(output):
             records = Records(output, settings)
             queue = _Queue(itertools.chain(first, inputs), records, retry=retry, is_stopped=is_stopped)
             tasks = queue.tasks(engine, settings, sinks)

@@ -17,13 +17,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from .batch_series import DONE, FAILED, PRESENT, STOPPED, BatchSettings, Outcome
 from .batch_source import SeriesInput
 from .errors import InvalidRequest, OutputFailed
 from .export import MANIFEST as RESULT
-from .output_folder import clear_remains, writing
+from .output_folder import clear_remains, held, writing
 from .result import RESEARCH_USE_ONLY
 
 MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "run.lock"
@@ -36,11 +34,8 @@ Record = dict[str, Any]
 
 
 @contextmanager
-def held(output: Path) -> Iterator[None]:
+def batch_folder(output: Path) -> Iterator[None]:
     """Hold an output folder, made if need be, against every other batch.
-
-    The system lets go of it when the process ends, however it ends. On file systems that know no locks, as
-    some of clusters do not, nobody can hold it, and the user has to see to it.
 
     Raises:
         OutputFailed: another batch holds it, it holds something else, or cannot be written.
@@ -51,21 +46,9 @@ def held(output: Path) -> Iterator[None]:
         if present - ours and not present & {MANIFEST, JOURNAL}:
             raise OutputFailed(f"{output.name} holds other files; use another --output")
         output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputFailed(
-            f"Another batch is writing to {output.name}; wait for it or end it, or use another --output"
-        ) from None
-    except PermissionError as error:
-        raise OutputFailed(f"{output.name} could not be written: {error.strerror or error}") from error
-    except (OSError, NotImplementedError):
-        pass
-    try:
+    in_use = f"Another batch is writing to {output.name}; wait for it or end it, or use another --output"
+    with held(output / LOCK, in_use):
         yield
-    finally:
-        lock.release()
 
 
 class Records:

@@ -7,7 +7,6 @@ keys made for the one run: whoever can talk to a scheduler can run code as its u
 from __future__ import annotations
 
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ClusterFailed, DependencyMissing, InvalidRequest
+from .runtime import usable_cores
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -40,13 +40,6 @@ _THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"),
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def threads_of_each(workers: int) -> int:

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from .batch_source import SeriesInput
 from .dicom_output.sink import DicomKind
-from .dicom_output.terms import MANUFACTURER, SERIES_DESCRIPTION, line
+from .dicom_output.terms import MANUFACTURER, line
 from .dicomweb import Attributes, Connection, first, values_of
-from .dicomweb_source import ArchivedSeries
+from .dicomweb_source import ArchivedSeries, is_result
 
 _MODALITIES = {DicomKind.CAPTURE: "OT", DicomKind.SEGMENTATION: "SEG", DicomKind.REPORT: "SR"}
-_OUR_MARK = SERIES_DESCRIPTION.format(what="")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class StoredInArchive:
 
 def _is_there(connection: Connection, item: ArchivedSeries, kind: DicomKind, bundle_sha256: str) -> bool:
     for series in connection.series(item.study_uid, {"Modality": _MODALITIES[kind]}):
-        if not first(series, "SeriesDescription").endswith(_OUR_MARK):
+        if not is_result(series):
             continue
         made = connection.sample(item.study_uid, first(series, "SeriesInstanceUID"))
         if (

@@ -151,14 +151,17 @@ def search_archive(archive: Archive, query: Mapping[str, str]) -> Iterator[Archi
     found = False
     for study in connection.studies(of_study):
         for series in connection.series(first(study, "StudyInstanceUID"), of_series):
-            if first(series, "Modality") in _NO_IMAGES or first(series, "SeriesDescription").endswith(
-                _OUR_MARK
-            ):
+            if first(series, "Modality") in _NO_IMAGES or is_result(series):
                 continue
             found = True
             yield _item(archive, study, series)
     if not found:
         raise InvalidRequest("The archive has no series of images that matches the query")
+
+
+def is_result(series: Attributes) -> bool:
+    """Whether a series is called as those are that our results are stored in."""
+    return first(series, "SeriesDescription").endswith(_OUR_MARK)
 
 
 def _item(archive: Archive, study: Attributes, series: Attributes) -> ArchivedSeries:

@@ -185,6 +185,36 @@ def _stem(place: Path) -> str:
     return f".{place.name[:40]}-{hashlib.sha256(place.name.encode(errors='replace')).hexdigest()[:8]}"
 
 
+@contextmanager
+def held(lock_file: Path, in_use: str) -> Iterator[None]:
+    """Hold a folder by a lock on a file in it, against every other process that does so too.
+
+    The system lets go of it when the process ends, however it ends. On file systems that know no locks, as
+    some of clusters do not, nobody can hold it, and the user has to see to it.
+
+    Args:
+        lock_file: made if need be; its folder is there.
+        in_use: what to say where another process holds it.
+
+    Raises:
+        OutputFailed: another process holds it, or it cannot be written.
+    """
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputFailed(in_use) from None
+    except PermissionError as error:
+        name = lock_file.parent.name
+        raise OutputFailed(f"{name} could not be written: {error.strerror or error}") from error
+    except (OSError, NotImplementedError):
+        pass  # no locks here: filelock says so in either way
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _locked(path: Path) -> FileLock | None:
     """A lock on a file, None where another process has it, or the file system knows no locks."""
     lock = FileLock(path)

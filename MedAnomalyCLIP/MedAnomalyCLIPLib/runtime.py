@@ -66,12 +66,19 @@ def available_devices() -> tuple[str, ...]:
     return ("cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else []))
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cpu_threads() -> int:
     """How many threads compute on the CPU: what OMP_NUM_THREADS says, as in PyTorch, or one for each core."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdecimal() and int(told) > 0:
         return int(told)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return usable_cores()
 
 
 def limit_threads(count: int) -> None:

@@ -25,7 +25,7 @@ from images import write_dicom  # noqa: E402
 from endurance import resident_bytes  # noqa: E402
 from harness.fake_detector import BrightnessDetector  # noqa: E402
 from MedAnomalyCLIPLib.batch import InProcess, run_batch  # noqa: E402
-from MedAnomalyCLIPLib.batch_records import Records, held  # noqa: E402
+from MedAnomalyCLIPLib.batch_records import Records, batch_folder  # noqa: E402
 from MedAnomalyCLIPLib.batch_series import DONE, BatchSettings  # noqa: E402
 from MedAnomalyCLIPLib.batch_source import FileInput, search  # noqa: E402
 from MedAnomalyCLIPLib.batch_table import check_table_format, write_table  # noqa: E402
@@ -128,7 +128,7 @@ def measure_records(out: Path, count: int) -> None:
     outcome = {"state": DONE, "modality": "CT", "slices": 200}
     highest = {"index": 17, "score": 0.512345, "percentile": 98.25, "area_mm2": 123.4567}
     before = resident_bytes()
-    with held(out):
+    with batch_folder(out):
         records = Records(out, BatchSettings())
         started = time.process_time()
         for number in range(count):

@@ -34,9 +34,9 @@ from MedAnomalyCLIPLib.cluster_start import (
     slurm_options,
     slurm_workers,
     threads_of_each,
-    usable_cores,
 )
 from MedAnomalyCLIPLib.errors import BundleInvalid, ClusterFailed, InvalidRequest
+from MedAnomalyCLIPLib.runtime import usable_cores
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

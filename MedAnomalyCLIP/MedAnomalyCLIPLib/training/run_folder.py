@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from ..configuration import to_mapping
 from ..errors import OutputFailed
-from ..output_folder import writing
+from ..output_folder import held, writing
 from .images import ChosenImages
 from .recipe import Recipe
 
@@ -39,16 +37,9 @@ def run_folder(folder: Path, recipe: Recipe, chosen: ChosenImages) -> Iterator[N
                     f"{folder.name} holds files that are no training run; choose another folder"
                 )
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK)
-        try:
-            lock.acquire(timeout=0)  # the system lets go of it when the process ends, however it ends
-        except Timeout:
-            raise OutputFailed(f"A training runs in {folder.name} already; wait for it, or end it") from None
-    try:
+    with held(folder / _LOCK, f"A training runs in {folder.name} already; wait for it, or end it"):
         _claim(folder, settings)
         yield
-    finally:
-        lock.release()
 
 
 def _claim(folder: Path, settings: bytes) -> None:
