@@ -244,6 +244,7 @@ class SliceDetector:
                 unlikeness=distance,
                 unlike_threshold=self._manifest.unlike_threshold,
                 window=None if plane.pixels.ndim == 3 else item.window,
+                is_empty=plane.is_empty,
                 timings=seconds,
             )
             for plane, item, plane_map, score, distance in zip(

@@ -170,7 +170,7 @@ class ResultWriter:
             "prompt": result.prompt,
             "unlikeness": None if result.unlikeness is None else round(float(result.unlikeness), 4),
             "unlike": result.is_unlike,
-            "empty": result.plane.is_empty,
+            "empty": result.is_empty,
             "threshold": float(result.threshold),
             "area_mm2": round(result.area_mm2, 4) if result.plane.spacing_known else None,
             "area_pixels": int(result.mask.sum()),

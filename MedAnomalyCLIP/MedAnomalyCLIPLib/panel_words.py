@@ -10,7 +10,7 @@ from .result import AnomalyResult
 def result_words(result: AnomalyResult) -> str:
     """The lines under the score: the plane, what the score is compared with, which detector said so."""
     lines = [result.plane.description]
-    if result.plane.is_empty:
+    if result.is_empty:
         lines.append(_("Shows nothing but background: nothing was looked for"))
     elif result.is_unlike:
         lines.append(_("Unlike what this detector was made for: its score says little"))

@@ -56,6 +56,7 @@ class AnomalyResult:
         unlikeness: distance from the images that the detector learned from; None when it does not know them.
         unlike_threshold: distance that nearly all images of the kinds that it learned from stay below.
         window: (darkest, brightest) pixel value that the detector told apart; None for colour.
+        is_empty: whether the slice shows nothing but noise, so that nothing was looked for.
         timings: seconds spent in each step.
         min_area_mm2: connected parts of the mask that are smaller are left out of it.
     """
@@ -71,6 +72,7 @@ class AnomalyResult:
     unlikeness: float | None = None
     unlike_threshold: float | None = None
     window: tuple[float, float] | None = None
+    is_empty: bool = False
     timings: Mapping[str, float] = field(default_factory=dict)
     min_area_mm2: float = 0.0
 

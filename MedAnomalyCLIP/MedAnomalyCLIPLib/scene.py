@@ -248,6 +248,9 @@ def result_of_map(node: Node) -> AnomalyResult:
         percentile=number_or_none(recorded(node, "Percentile")),
         image_threshold=number_or_none(recorded(node, "ImageThreshold")),
         window=tuple(json.loads(window)) if window else None,
+        unlikeness=number_or_none(recorded(node, "Unlikeness")),
+        unlike_threshold=number_or_none(recorded(node, "UnlikeThreshold")),
+        is_empty=recorded(node, "Empty") == "yes",
         min_area_mm2=float(recorded(node, "SmallestAreaMM2") or 0),
     )
 

@@ -262,6 +262,9 @@ class VolumeMap:
             percentile=row.percentile,
             image_threshold=self.image_threshold,
             window=row.window,
+            unlikeness=row.unlikeness,
+            unlike_threshold=row.unlike_threshold,
+            is_empty=row.empty,
             min_area_mm2=self.min_area_mm2,
         )
 

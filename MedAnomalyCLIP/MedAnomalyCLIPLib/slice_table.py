@@ -26,7 +26,7 @@ class SliceRow:
         peak: highest map value.
         peak_ras: (3,) where that is, RAS mm; None when the map is 0 everywhere.
         window: (darkest, brightest) pixel value that the detector told apart; None for colour.
-        unlike: whether the slice is unlike what the detector was made for; None when it cannot tell.
+        unlikeness, unlike_threshold: as of the result.
         empty: whether it shows nothing but noise, so that nothing was looked for.
     """
 
@@ -37,8 +37,16 @@ class SliceRow:
     peak: float
     peak_ras: tuple[float, float, float] | None
     window: tuple[float, float] | None = None
-    unlike: bool | None = None
+    unlikeness: float | None = None
+    unlike_threshold: float | None = None
     empty: bool = False
+
+    @property
+    def unlike(self) -> bool | None:
+        """Whether the slice is unlike what the detector was made for; None when it cannot tell."""
+        if self.unlikeness is None or self.unlike_threshold is None:
+            return None
+        return self.unlikeness > self.unlike_threshold
 
     @classmethod
     def of(cls, result: AnomalyResult) -> SliceRow:
@@ -58,8 +66,9 @@ class SliceRow:
             peak=float(result.map[result.peak]),
             peak_ras=(r, a, s) if result.map.any() else None,
             window=None if result.window is None else (float(result.window[0]), float(result.window[1])),
-            unlike=None if result.unlike_threshold is None else result.is_unlike,
-            empty=result.plane.is_empty,
+            unlikeness=None if result.unlikeness is None else float(result.unlikeness),
+            unlike_threshold=result.unlike_threshold,
+            empty=result.is_empty,
         )
 
     @classmethod

@@ -206,10 +206,26 @@ def test_the_table_remarks_slices_whose_score_says_little(logic, head):
 
     node = logic.detectVolume(head, indices=[12]).tableNode
     row = SliceRow(0, 0.5, None, 0.0, 0.0, None)
-    told = [{"unlike": True}, {"unlike": False}, {}, {"unlike": True, "empty": True}]
+    unlike, alike = ({"unlikeness": at, "unlike_threshold": 0.8} for at in (0.9, 0.7))
+    told = [unlike, alike, {}, {**unlike, "empty": True}]
     write_table(node, [replace(row, index=at, **what) for at, what in enumerate(told)], None)
     column = node.GetTable().GetColumnByName("Remark")
     assert [column.GetValue(at) for at in range(4)] == ["unlike", "", "", "empty"]
+
+
+def test_what_makes_a_score_say_little_is_read_back_from_the_scene(logic, head):
+    from MedAnomalyCLIPLib.scene import result_of_map
+    from MedAnomalyCLIPLib.scene_nodes import record_provenance
+
+    little = {"unlikeness": 0.9, "unlike_threshold": 0.8}
+    volume_map = logic.detectVolume(head, indices=[12]).volumeMap
+    volume_map.rows[12] = replace(volume_map.rows[12], **little, empty=True)
+    single = logic.detect(head, "Red")
+    record_provenance(single.mapNode, replace(single.result, **little, is_empty=True))
+    for result in (volume_map.result(12), result_of_map(single.mapNode)):
+        assert result.is_unlike and result.is_empty
+    record_provenance(single.mapNode, single.result)
+    assert not result_of_map(single.mapNode).is_unlike and not result_of_map(single.mapNode).is_empty
 
 
 # One slice after the other

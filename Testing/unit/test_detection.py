@@ -219,7 +219,7 @@ def test_slices_with_nothing_but_noise_are_not_analysed(detector):
     voxels[1:3, 12:36, 12:36] += 900
     volume = Volume(voxels, np.eye(4), modality="MR")
     results = list(detect_slices(detector, volume, axis=2))
-    assert [r.plane.is_empty for r in results] == [True, False, False, True, True]
+    assert [r.is_empty for r in results] == [True, False, False, True, True]
     assert (
         [r.score > 0 for r in results] == [r.map.any() for r in results] == [False, True, True, False, False]
     )
