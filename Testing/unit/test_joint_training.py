@@ -17,10 +17,12 @@ from MedAnomalyCLIPLib.detectors.specification import (
     PresetSpec,
     TextSpec,
 )
+from MedAnomalyCLIPLib.errors import DatasetInvalid
 from MedAnomalyCLIPLib.training.anomaly_batches import AnomalyImages, JointBatches
 from MedAnomalyCLIPLib.training.captions import state_sentences
 from MedAnomalyCLIPLib.training.heads import HeadTraining, train_heads
 from MedAnomalyCLIPLib.training.joint import MANY_SCALES, JointTraining, text_banks, train_jointly
+from MedAnomalyCLIPLib.training.packed_set import read_packed_set, write_packed_set
 from MedAnomalyCLIPLib.training.tower import DistillingClip
 
 SIDE = 64
@@ -57,16 +59,53 @@ def batches(images, **changes):
     return JointBatches(images, **settings)
 
 
+def drawn(batches, step, side):
+    return batches.show(batches.draw(step, side), torch.device("cpu"))
+
+
 def test_a_batch_depends_on_seed_and_step_alone(images):
-    one, again = batches(images).draw(7, 32), batches(images).draw(7, 32)
-    other = batches(images).draw(8, 32)
+    one, again = drawn(batches(images), 7, 32), drawn(batches(images), 7, 32)
+    other = drawn(batches(images), 8, 32)
     assert torch.equal(one.pictures, again.pictures)
     assert torch.equal(one.truth.masks, again.truth.masks)
     assert not torch.equal(one.pictures, other.pictures)
 
 
+def test_drawing_ahead_in_other_processes_changes_no_batch(images):
+    sides = {3: 32, 4: 32, 5: SIDE}
+    here, ahead = (list(batches(images).batches(sides, torch.device("cpu"), workers)) for workers in (0, 1))
+    assert [step for step, _ in ahead] == [3, 4, 5]
+    for (_, one), (_, other) in zip(here, ahead, strict=True):
+        assert one.captions == other.captions and one.kinds == other.kinds
+        assert all(torch.equal(a, b) for a, b in zip(one.truth, other.truth, strict=True))
+        assert torch.equal(one.plain, other.plain) and torch.equal(one.pictures, other.pictures)
+
+
+def test_a_packed_set_comes_back_nearly_as_it_was_and_without_anybodys_folders(images, tmp_path):
+    records = [replace(r, path=Path("/home/somebody") / r.path, slice_at=(2, 5)) for r in images.records]
+    write_packed_set(tmp_path / "set.safetensors", replace(images, records=records))
+    found = read_packed_set(tmp_path / "set.safetensors")
+    assert found.records == [replace(r, slice_at=(2, 5)) for r in images.records]
+    assert np.abs(found.images.astype(int) - images.images).mean() < 3
+    assert found.masks.keys() == images.masks.keys()
+    assert all(np.array_equal(found.masks[i], images.masks[i]) for i in images.masks)
+    assert np.array_equal(found.inner, images.inner)
+    assert b"somebody" not in (tmp_path / "set.safetensors").read_bytes()
+
+
+def test_a_packed_set_that_is_damaged_is_refused(images, tmp_path):
+    write_packed_set(tmp_path / "set.safetensors", images)
+    content = (tmp_path / "set.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[:-50])
+    begins = content.index(b"RIFF")
+    (tmp_path / "hurt.safetensors").write_bytes(content[:begins] + b"RAFF" + content[begins + 4 :])
+    for name in ("cut", "hurt", "missing"):
+        with pytest.raises(DatasetInvalid, match=name):
+            read_packed_set(tmp_path / f"{name}.safetensors")
+
+
 def test_what_is_painted_is_abnormal_and_masked_and_what_is_not_is_neither(images):
-    painted = [batches(images, outlined=0, painted=4, others=1).draw(step, SIDE) for step in range(12)]
+    painted = [drawn(batches(images, outlined=0, painted=4, others=1), step, SIDE) for step in range(12)]
     lesions = torch.cat([b.truth.masks[:4].flatten(1).any(1) for b in painted])
     labels = torch.cat([b.truth.abnormal[:4] for b in painted])
     assert torch.equal(lesions, labels > 0)
@@ -76,7 +115,7 @@ def test_what_is_painted_is_abnormal_and_masked_and_what_is_not_is_neither(image
 
 def test_what_no_source_says_is_not_claimed(images):
     for step in range(20):
-        batch = batches(images, outlined=1, painted=1, others=8).draw(step, 32)
+        batch = drawn(batches(images, outlined=1, painted=1, others=8), step, 32)
         for place, sentence in enumerate(batch.captions[2:], start=2):
             if not batch.truth.has_label[place]:
                 assert "normal" not in sentence
@@ -86,7 +125,7 @@ def test_what_no_source_says_is_not_claimed(images):
 
 def test_an_outlined_lesion_that_was_cropped_away_has_no_label(images):
     far = replace_masks(images, np.zeros((SIDE, SIDE), bool))
-    batch = batches(far, painted=1, others=1).draw(1, 32)
+    batch = drawn(batches(far, painted=1, others=1), 1, 32)
     assert not batch.truth.has_label[:3].any()
 
 

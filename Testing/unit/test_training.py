@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,32 +207,70 @@ def test_a_damaged_checkpoint_is_refused(tiny_tower, tmp_path):
         load_checkpoint(tmp_path / "c.safetensors", {"student": student}, optimizer)
 
 
-def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(teacher_weights, tmp_path):
-    """A step or two of each stage; a second run takes over what the first one made."""
-    from MedAnomalyCLIPLib.detection import SliceDetector
-    from MedAnomalyCLIPLib.detectors.specification import FamiliaritySpec
-    from MedAnomalyCLIPLib.training.default_detector import DETECTOR, DefaultRecipe, run
-    from MedAnomalyCLIPLib.training.heads import HeadTraining
-    from MedAnomalyCLIPLib.training.joint import JointTraining
-
-    data, rng = tmp_path / "data", np.random.default_rng(0)
-    data.mkdir()
+def made_up_data(folder):
+    """Twelve pictures in three splits, half of them with an outlined bright square."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
     rows = []
     for number, split in enumerate(("train", "valid", "test") * 4):
         abnormal = number >= 6
         pixels, mask = rng.integers(30, 90, (50, 40), dtype=np.uint8), np.zeros((50, 40), np.uint8)
         if abnormal:
             pixels[20:32, 10:22], mask[20:32, 10:22] = 240, 255
-            Image.fromarray(mask).save(data / f"mask{number}.png")
-        Image.fromarray(pixels).save(data / f"{number}.png")
+            Image.fromarray(mask).save(folder / f"mask{number}.png")
+        Image.fromarray(pixels).save(folder / f"{number}.png")
         row = {"image": f"{number}.png", "set": "made-up", "split": split, "label": int(abnormal)}
         row |= {"modality": "MR", "body_part": "brain", "mask": f"mask{number}.png" if abnormal else ""}
         rows.append({**row, "licence": "none needed"})
-    with (data / "manifest.csv").open("w", newline="") as file:
+    with (folder / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    return folder
 
+
+def test_the_command_learns_from_a_packed_file_what_it_learns_from_the_folder(monkeypatch, tmp_path, capsys):
+    from MedAnomalyCLIPLib.training import default_detector
+
+    asked = []
+    monkeypatch.setattr(default_detector, "run", lambda *arguments: asked.append(arguments))
+    data, work = str(made_up_data(tmp_path / "data")), str(tmp_path / "work")
+    packed = str(tmp_path / "set.safetensors")
+    common = ["--work", work, "--teacher", "teacher.safetensors", "--joint", "steps=5", "--seed", "3"]
+    assert default_detector.main(["--data", data, "--work", work, "--pack", packed]) == 0
+    assert not asked
+    assert default_detector.main(["--data", data, *common]) == 0
+    assert default_detector.main(["--packed", packed, *common, "--workers", "2"]) == 0
+    (recipe, images, folder, _, _), (again, unpacked, nowhere, _, place) = asked
+    assert recipe == again and (recipe.joint.steps, recipe.heads.seed) == (5, 3)
+    assert (folder, nowhere, place.workers) == (Path(data), None, 2)
+    assert [r.path.name for r in images.records] == [r.path.name for r in unpacked.records]
+    assert np.abs(images.images.astype(int) - unpacked.images).mean() < 8
+    assert default_detector.main(["--packed", packed, *common, "--without", "atlantis"]) == 2
+    assert "no set or cluster atlantis" in capsys.readouterr().err
+    for wrong in (["--packed", packed, "--work", work], ["--work", work]):
+        assert default_detector.main(wrong) == 2
+    assert default_detector.main(["--data", data, *common, "--tower", "stps=5"]) == 2
+    assert "stps=5: write one of steps" in capsys.readouterr().err
+
+
+def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(teacher_weights, tmp_path):
+    """A step or two of each stage; a second run takes over what the first one made."""
+    from MedAnomalyCLIPLib.detection import SliceDetector
+    from MedAnomalyCLIPLib.detectors.specification import FamiliaritySpec
+    from MedAnomalyCLIPLib.training.default_detector import (
+        DETECTOR,
+        anomaly_images,
+        pack,
+        read_records,
+        run,
+        training_records,
+    )
+    from MedAnomalyCLIPLib.training.default_stages import DefaultRecipe, Place
+    from MedAnomalyCLIPLib.training.heads import HeadTraining
+    from MedAnomalyCLIPLib.training.joint import JointTraining
+
+    data = made_up_data(tmp_path / "data")
     recipe = DefaultRecipe(
         TowerTraining(steps=1, batch_size=4, warmup=1, side=32),
         JointTraining(steps=2, outlined=2, painted=1, others=1, small_side=32, small_steps=1),
@@ -241,7 +280,10 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
     spec = replace(DETECTOR, familiarity=FamiliaritySpec(2))
 
     def make(changed):
-        run(changed, data, teacher_weights, work, tmp_path / "bundle", cpu, detector_spec=spec)
+        records = training_records(read_records(data), data, changed.without)
+        images = anomaly_images(records, pack(records, work, 256))
+        place = Place(work, teacher_weights, cpu)
+        run(changed, images, data, tmp_path / "bundle", place, detector_spec=spec)
 
     make(recipe)
     first = Bundle.load(tmp_path / "bundle").manifest

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..datasets.records import ImageRecord, modality_family
 
@@ -92,3 +96,21 @@ def caption(record: ImageRecord, rng: np.random.Generator) -> str:
     else:
         words["finding"] = choose(_NORMAL)
     return choose(_FRAMES).format(**words)
+
+
+class SentenceTokens:
+    """Token ids of sentences, as a tokenizer gives them; each sentence is encoded once.
+
+    Captions are put together from few words, so that the same ones come again and again.
+    """
+
+    def __init__(self, tokenize: Callable[[list[str]], Tensor]) -> None:
+        self._tokenize = tokenize
+        self._known: dict[str, Tensor] = {}
+
+    def __call__(self, sentences: Sequence[str]) -> Tensor:
+        """(T, context length) token ids."""
+        new = [sentence for sentence in dict.fromkeys(sentences) if sentence not in self._known]
+        if new:
+            self._known.update(zip(new, self._tokenize(new), strict=True))
+        return torch.stack([self._known[sentence] for sentence in sentences])

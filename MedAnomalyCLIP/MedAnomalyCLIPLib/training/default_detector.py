@@ -1,26 +1,25 @@
 """The recipe of the bundled detector: `python -m MedAnomalyCLIPLib.training.default_detector --help`.
 
-A folder of images with manifests and the teacher's weights in, a bundle out. First both towers learn features
-and sentences, then everything at once, the detector's heads included, last the heads alone, on many views. An
-interrupted run goes on where it stopped. Only training images are learned from, thresholds come from the
-validation images, and the test images are looked at once, for the figures on the model card.
+A folder of images with manifests and the teacher's weights in, a bundle out, by the stages of
+`default_stages`. An interrupted run goes on where it stopped. Only training images are learned from,
+thresholds come from the validation images, and the test images are looked at once, for the figures on the
+model card.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..bundle import FORMAT, Bundle, BundleManifest, default_bundle_path, save_bundle
+from ..bundle import FORMAT, BundleManifest, default_bundle_path, save_bundle
 from ..clip.specification import TowerSpec
 from ..clip.towers import text_side
 from ..configuration import to_mapping
@@ -41,17 +40,18 @@ from ..evaluation.image_sets import detect_records, set_figures
 from ..preprocess import STANDARD_WINDOWS, PreprocessSpec, SlicePreprocessor
 from ..runtime import select_device
 from .anomaly_batches import AnomalyImages
-from .checkpoint import load_checkpoint, save_checkpoint
+from .default_stages import DefaultRecipe, Place, bar, name_of, train_stages
 from .finishing import calibrate, training_sources
-from .heads import HeadTraining, train_heads
+from .heads import HeadTraining
 from .image_set import inner_square, pack, read_lesion_mask
-from .joint import JointModel, JointTraining, text_banks, train_jointly
-from .log import TrainingLog
+from .joint import JointModel, JointTraining, text_banks
 from .model_card import model_card
-from .tower import CLIP_MEAN, CLIP_STD, DistillingClip, TowerTraining, train_tower
+from .packed_set import read_packed_set, write_packed_set
+from .tower import CLIP_MEAN, CLIP_STD, TowerTraining
 from .volume_slices import volume_slices
 
 PACKED_SIDE = 256
+Training = TypeVar("Training", TowerTraining, JointTraining, HeadTraining)
 SLICES_PER_AXIS = 24
 LOOKS_AT_ONCE = 16
 DRAWS = 1000  # of the bootstrap, for the card's intervals
@@ -100,23 +100,6 @@ Thresholds come from validation images. The test images below took no part in fi
 detectors are trained from it, and it stands under the same terms."""
 
 
-@dataclass(frozen=True)
-class DefaultRecipe:
-    """All numbers of the recipe.
-
-    Attributes:
-        tower: of the first training.
-        joint: of the second.
-        heads: of the third, of the heads alone.
-        without: sets, or clusters of sets, that are left out of all training, beside the held-out head.
-    """
-
-    tower: TowerTraining = field(default_factory=TowerTraining)
-    joint: JointTraining = field(default_factory=JointTraining)
-    heads: HeadTraining = field(default_factory=HeadTraining)
-    without: tuple[str, ...] = ()
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the recipe; returns the exit code."""
     parser = argparse.ArgumentParser(description="Train and measure the bundled detector.")
@@ -124,10 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--data",
         type=Path,
-        required=True,
         help="folder with manifest.csv, and pool/ and volumes/ with theirs if there are any",
     )
-    add("--teacher", type=Path, required=True, help="safetensors file of the ImageNet MobileNetV2")
+    add("--teacher", type=Path, help="safetensors file of the ImageNet MobileNetV2")
     add("--work", type=Path, required=True, help="folder for packed images, checkpoints and logs")
     add("--output", type=Path, help="folder of the bundle (default: the bundled detector's)")
     add("--start", type=Path, metavar="BUNDLE", help="detector whose CLIP training goes on from")
@@ -139,104 +121,100 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="sets or clusters to leave out of all training",
     )
     add("--device", default="auto")
-    add("--tower-steps", type=int, default=TowerTraining.steps)
-    add("--joint-steps", type=int, default=JointTraining.steps)
-    add("--joint", nargs="+", default=[], metavar="NAME=NUMBER", help="other numbers of the joint training")
+    add("--workers", type=int, default=0, help="processes that draw and paint ahead")
+    for stage in ("tower", "joint", "heads"):
+        add(
+            f"--{stage}", nargs="+", default=[], metavar="NAME=NUMBER", help=f"numbers of the stage {stage!r}"
+        )
     add("--seed", type=int, default=0)
+    add("--pack", type=Path, metavar="FILE", help="write the training images into one file, and stop")
+    add(
+        "--packed",
+        type=Path,
+        metavar="FILE",
+        help="learn from such a file; without --data, stop when all is trained, and go on later with --data",
+    )
     arguments = parser.parse_args(argv)
     try:
-        changes = {**_numbers(arguments.joint), "steps": arguments.joint_steps, "seed": arguments.seed}
-        recipe = DefaultRecipe(
-            TowerTraining(steps=arguments.tower_steps, seed=arguments.seed),
-            replace(JointTraining(), **changes),
-            HeadTraining(seed=arguments.seed),
-            tuple(arguments.without),
-        )
-        run(
-            recipe,
-            arguments.data,
-            arguments.teacher,
-            arguments.work,
-            arguments.output or default_bundle_path(),
-            select_device(arguments.device),
-            arguments.start,
-        )
+        _run_as_asked(arguments)
     except MedAnomalyCLIPError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
+def _run_as_asked(arguments: argparse.Namespace) -> None:
+    if arguments.data is None and arguments.packed is None:
+        raise InvalidRequest("Say with --data where the images are, or with --packed which file holds them")
+    images = _images(arguments.data, arguments.packed, tuple(arguments.without), arguments.work)
+    if arguments.pack is not None:
+        write_packed_set(arguments.pack, images)
+        return
+    if arguments.teacher is None:
+        raise InvalidRequest("Say with --teacher where the weights of the teacher are")
+    seed = arguments.seed
+    recipe = DefaultRecipe(
+        _changed(TowerTraining(seed=seed), arguments.tower),
+        _changed(JointTraining(seed=seed), arguments.joint),
+        _changed(HeadTraining(seed=seed), arguments.heads),
+        tuple(arguments.without),
+    )
+    device = select_device(arguments.device)
+    place = Place(arguments.work, arguments.teacher, device, arguments.workers, arguments.start)
+    run(recipe, images, arguments.data, arguments.output or default_bundle_path(), place)
+
+
+def _images(data: Path | None, packed: Path | None, without: Sequence[str], work: Path) -> AnomalyImages:
+    """What is learned from, out of the folder or the packed file."""
+    if packed is not None:
+        images = read_packed_set(packed)
+        kept = set(_not_left_out(images.records, without))
+        return images.chosen([i for i, record in enumerate(images.records) if record in kept])
+    assert data is not None
+    training = training_records(read_records(data), data, without)
+    return anomaly_images(training, pack(training, work, PACKED_SIDE, bar("pack")))
+
+
 def run(
     recipe: DefaultRecipe,
-    data: Path,
-    teacher: Path,
-    work: Path,
+    images: AnomalyImages,
+    data: Path | None,
     output: Path,
-    device: torch.device,
-    start: Path | None = None,
+    place: Place,
     detector_spec: DetectorSpec = DETECTOR,
 ) -> None:
-    """Both trainings, thresholds, figures, bundle."""
-    records = read_records(data)
-    training = training_records(records, data, recipe.without)
-    packed = pack(training, work, PACKED_SIDE, _bar("pack"))
-    distilled = _distil(recipe, training, packed, teacher, work, device, start, detector_spec.tower)
-    images = anomaly_images(training, packed)
+    """All stages; with the folder of the data also thresholds, figures and the bundle."""
+    records = [] if data is None else read_records(data)
     valid = [record for record in records if record.split == "valid"]
 
-    def measure(step: int, model: JointModel) -> None:
+    def measure(step: int, model: JointModel) -> dict[str, float]:
         """A point of the learning curve, on validation images."""
         if not valid or step % (4 * recipe.joint.checkpoint_every):
-            return
-        detector = finish_detector(model, images)
-        ready = _as_bundle(detector, training, work / "curve", device)
-        log.figures(step, _flat(_measure(ready, valid, quiet=True)))
-        detector.to(device)
+            return {}
+        detector = model.detector.cpu().eval()
+        store_text(detector, model.clip.cpu())
+        manifest = _manifest_of(detector, images.records)
+        ready = _as_bundle(manifest, detector, place.work / "curve", place.device)
+        return _flat(_measure(ready, valid, quiet=True))
 
-    with TrainingLog(work / "log" / "joint", recipe.joint.steps, title="joint") as log:
-        model = train_jointly(
-            distilled,
-            detector_spec,
-            images,
-            teacher,
-            recipe.joint,
-            work / "joint.safetensors",
-            device=device,
-            on_step=log.step,
-            on_checkpoint=measure,
-        )
-    _fit_heads(recipe.heads, model, images, work, device)
-    detector = finish_detector(model, images)
+    model = train_stages(recipe, images, detector_spec, place, measure)
+    if data is None:
+        return
+    detector = model.detector.cpu().eval()
+    store_text(detector, model.clip.cpu())
+    learned = training_records(records, data, recipe.without)
+    fill_looks(detector, learned)
+    manifest = _manifest_of(detector, learned)
     # Not in the place of a finished detector before it is one itself.
-    ready = _as_bundle(detector, training, work / "uncalibrated", device)
-    manifest = calibrate(_manifest_of(detector, training), ready, valid, _bar("calibrate"))
-    calibrated = save_bundle(work / "calibrated", manifest, detector, "", text_side(model.clip))
-    ready = SliceDetector.load(calibrated.folder, device=str(device))
+    ready = _as_bundle(manifest, detector, place.work / "uncalibrated", place.device)
+    manifest = calibrate(manifest, ready, valid, bar("calibrate"))
+    calibrated = save_bundle(place.work / "calibrated", manifest, detector, "", text_side(model.clip))
+    ready = SliceDetector.load(calibrated.folder, device=str(place.device))
     tested = [record for record in records if record.split == "test"]
     manifest = replace(manifest, quality=_measure(ready, tested))
-    settings = {**to_mapping(recipe), "started from": "" if start is None else _name_of(start)}
-    save_bundle(output, manifest, detector, model_card(manifest, HOW_MADE, settings), text_side(model.clip))
-
-
-def _fit_heads(
-    training: HeadTraining, model: JointModel, images: AnomalyImages, work: Path, device: torch.device
-) -> None:
-    """The heads, from an earlier run where that came so far.
-
-    Raises:
-        InvalidRequest: the earlier run had other settings.
-    """
-    finished, settings = work / "heads.safetensors", to_mapping(training)
-    heads = {"adapters": model.detector.adapters, "class_head": model.detector.class_head}
-    if finished.is_file():
-        if load_checkpoint(finished, heads, None) != {"settings": settings}:
-            raise InvalidRequest(f"{finished.name} was trained with other settings; delete it to start anew")
-        return
-    steps = training.epochs * training.batches
-    with TrainingLog(work / "log" / "heads", steps, title="heads") as log:
-        train_heads(model, images, training, device=device, on_progress=_bar("keep tokens"), on_step=log.step)
-    save_checkpoint(finished, heads, None, {"settings": settings})
+    started = "" if place.start is None else name_of(place.start)
+    card = model_card(manifest, HOW_MADE, {**to_mapping(recipe), "started from": started})
+    save_bundle(output, manifest, detector, card, text_side(model.clip))
 
 
 def read_records(data: Path) -> list[ImageRecord]:
@@ -256,11 +234,15 @@ def training_records(
     volumes = data / "volumes" / "manifest.csv"
     slices = volume_slices(volumes, SLICES_PER_AXIS) if volumes.is_file() else []
     offered = [*(r for r in records if r.split in ("train", "pool")), *slices]
-    unknown = sorted(set(without) - {r.set for r in offered} - {r.cluster for r in offered})
+    return _not_left_out(offered, without)
+
+
+def _not_left_out(records: Sequence[ImageRecord], without: Sequence[str]) -> list[ImageRecord]:
+    unknown = sorted(set(without) - {r.set for r in records} - {r.cluster for r in records})
     if unknown:
         raise InvalidRequest(f"There is no set or cluster {', '.join(unknown)} to leave out")
     left_out = {*without, HELD_OUT_HEAD}
-    return [r for r in offered if r.set not in left_out and r.cluster not in left_out]
+    return [r for r in records if r.set not in left_out and r.cluster not in left_out]
 
 
 def anomaly_images(records: Sequence[ImageRecord], packed: np.ndarray) -> AnomalyImages:
@@ -275,19 +257,23 @@ def anomaly_images(records: Sequence[ImageRecord], packed: np.ndarray) -> Anomal
 
 
 @torch.no_grad()
-def finish_detector(model: JointModel, images: AnomalyImages) -> AnomalyDetector:
-    """The detector with its text and with the looks of some of what it learned from, on the CPU."""
-    detector = model.detector.cpu().eval()
-    any_kind, presets = text_banks(model.clip.cpu().eval(), detector.spec)
+def store_text(detector: AnomalyDetector, clip: Any) -> None:
+    """Put what the sentences of all presets mean into the detector; both on the CPU."""
+    any_kind, presets = text_banks(clip.eval(), detector.spec)
     detector.text_bank.copy_(any_kind)
     if len(presets):
         detector.preset_banks.copy_(presets)
-    if detector.spec.familiarity is not None:
-        rows = detector.spec.familiarity.rows
-        chosen = _evenly(images.records, rows)
-        parts = [chosen[at : at + LOOKS_AT_ONCE] for at in range(0, rows, LOOKS_AT_ONCE)]
-        detector.familiarity.fill(torch.cat([_look(detector, images, part) for part in parts]))
-    return detector
+
+
+@torch.no_grad()
+def fill_looks(detector: AnomalyDetector, records: Sequence[ImageRecord]) -> None:
+    """Let the detector know the looks of some of what it learned from, so that it can tell what is unlike."""
+    if detector.spec.familiarity is None:
+        return
+    rows = detector.spec.familiarity.rows
+    chosen = [records[i] for i in _evenly(records, rows)]
+    parts = [chosen[at : at + LOOKS_AT_ONCE] for at in range(0, rows, LOOKS_AT_ONCE)]
+    detector.familiarity.fill(torch.cat([_look(detector, part) for part in parts]))
 
 
 def _evenly(records: Sequence[ImageRecord], count: int) -> np.ndarray:
@@ -309,37 +295,12 @@ def _evenly(records: Sequence[ImageRecord], count: int) -> np.ndarray:
     return np.sort(np.argsort(rank, kind="stable")[:count])
 
 
-def _look(detector: AnomalyDetector, images: AnomalyImages, chosen: np.ndarray) -> Tensor:
+def _look(detector: AnomalyDetector, records: Sequence[ImageRecord]) -> Tensor:
     """(B, D) looks of images, prepared as any image is that a detector is given."""
     preprocessor = SlicePreprocessor(PREPROCESS)
-    prepared = [preprocessor.prepare(plane) for plane in planes_of(images.records[i] for i in chosen)]
+    prepared = [preprocessor.prepare(plane) for plane in planes_of(records)]
     valid = torch.stack([item.valid for item in prepared])
     return detector.look(detector.align(torch.stack([item.tensor for item in prepared])), valid)
-
-
-def _distil(
-    recipe: DefaultRecipe,
-    training: Sequence[ImageRecord],
-    packed: np.ndarray,
-    teacher: Path,
-    work: Path,
-    device: torch.device,
-    start: Path | None,
-    tower: TowerSpec,
-) -> DistillingClip:
-    weights = None if start is None else Bundle.load(start).build_clip().state_dict()
-    with TrainingLog(work / "log" / "tower", recipe.tower.steps, title="tower") as log:
-        return train_tower(
-            tower,
-            training,
-            packed,
-            teacher,
-            recipe.tower,
-            work / "tower.safetensors",
-            device=device,
-            weights=weights,
-            on_step=log.step,
-        )
 
 
 def _manifest_of(detector: AnomalyDetector, training: Sequence[ImageRecord]) -> BundleManifest:
@@ -357,10 +318,10 @@ def _manifest_of(detector: AnomalyDetector, training: Sequence[ImageRecord]) -> 
 
 
 def _as_bundle(
-    detector: AnomalyDetector, training: Sequence[ImageRecord], place: Path, device: torch.device
+    manifest: BundleManifest, detector: AnomalyDetector, place: Path, device: torch.device
 ) -> SliceDetector:
     """The detector read back from disk, so that thresholds belong to weights as they are stored."""
-    bundle = save_bundle(place, _manifest_of(detector, training), detector, "")
+    bundle = save_bundle(place, manifest, detector, "")
     return SliceDetector.load(bundle.folder, device=str(device))
 
 
@@ -370,8 +331,8 @@ def _measure(
     quality = {}
     for name in dict.fromkeys(record.set for record in records):
         chosen = [record for record in records if record.set == name]
-        bar = None if quiet else _bar(f"measure {name}")
-        quality[name] = set_figures(chosen, detect_records(detector, chosen, bar), 0 if quiet else DRAWS)
+        results = detect_records(detector, chosen, None if quiet else bar(f"measure {name}"))
+        quality[name] = set_figures(chosen, results, 0 if quiet else DRAWS)
     return quality
 
 
@@ -383,40 +344,21 @@ def _flat(quality: dict[str, dict[str, float]]) -> dict[str, float]:
     }
 
 
-def _name_of(start: Path) -> str:
-    manifest = Bundle.load(start).manifest
-    return f"{manifest.name}, version {manifest.version}, {manifest.weights_sha256[:12]}"
-
-
-def _numbers(changes: Sequence[str]) -> dict[str, Any]:
-    """NAME=NUMBER of the joint training, as keyword arguments.
+def _changed(training: Training, changes: Sequence[str]) -> Training:
+    """Numbers of a stage with some NAME=NUMBER changed.
 
     Raises:
         InvalidRequest: there is no such number, or this is none.
     """
-    known = {
-        name: value for name, value in to_mapping(JointTraining()).items() if type(value) in (int, float)
-    }
+    known = {name: value for name, value in to_mapping(training).items() if type(value) in (int, float)}
     found: dict[str, Any] = {}
     for change in changes:
         name, _, text = change.partition("=")
         try:
             found[name] = type(known[name])(text)
         except (KeyError, ValueError) as error:
-            raise InvalidRequest(f"--joint {change}: write one of {', '.join(known)} and a number") from error
-    return found
-
-
-def _bar(title: str) -> Callable[[int, int], None]:
-    bar: tqdm = tqdm(desc=title, disable=None)
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return show
+            raise InvalidRequest(f"{change}: write one of {', '.join(known)} and a number") from error
+    return replace(training, **found)
 
 
 if __name__ == "__main__":

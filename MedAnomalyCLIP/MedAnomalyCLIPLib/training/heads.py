@@ -22,7 +22,7 @@ from .anomaly_batches import AnomalyImages, JointBatches
 from .anomaly_terms import TermWeights, Truth, anomaly_terms
 from .captions import state_sentences
 from .joint import MANY_SCALES, SENTENCES, JointModel
-from .tower import CLIP_MEAN, CLIP_STD, learning_rate, parameter_groups
+from .tower import CLIP_MEAN, CLIP_STD, adamw, as_numbers, learning_rate
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class HeadTraining:
     """Numbers of the recipe.
 
     Attributes:
-        batches: of views whose tokens are kept.
+        batches: of views whose tokens are kept; 0 leaves the heads as the joint training made them.
         outlined, painted, labelled: images of each part of a batch, see `JointBatches`.
         epochs: passes over what is kept.
         learning_rate, weight_decay, warmup: of AdamW.
@@ -57,7 +57,7 @@ class HeadTraining:
 
 
 class Views(NamedTuple):
-    """What the tower gives for many views, and what is known of them.
+    """What the tower gives for many views, and what is known of them, on the device that trains.
 
     Attributes:
         patches: for each tap (V, N, D), half precision; classes: (V, D); pooled: (V, E); grid: (h, w).
@@ -79,6 +79,7 @@ def train_heads(
     training: HeadTraining,
     *,
     device: torch.device,
+    workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> None:
@@ -89,17 +90,18 @@ def train_heads(
         images: what is learned from.
         training: numbers of the recipe.
         device: where to run.
+        workers: processes that draw and paint ahead; 0 for none beside this one.
         on_progress: called with the batches whose tokens are kept, and their number.
         on_step: called with the step, from 1, and the loss terms.
     """
     torch.manual_seed(training.seed)
     model.to(device).eval()
-    views = keep_tokens(model, images, training, device=device, on_progress=on_progress)
+    views = keep_tokens(model, images, training, device=device, workers=workers, on_progress=on_progress)
     banks = _Sentences(model, list(dict.fromkeys(views.kinds)), device)
     detector = model.detector
     heads = torch.nn.ModuleDict({"adapters": detector.adapters, "class_head": detector.class_head})
     detector.class_head.reset_parameters()
-    optimizer = torch.optim.AdamW(parameter_groups(heads, training.weight_decay), betas=(0.9, 0.98))
+    optimizer = adamw(heads, training.weight_decay)
     steps, step = training.epochs * training.batches, 0
     for epoch in range(training.epochs):
         rng = np.random.default_rng([training.seed, epoch, 2])
@@ -107,23 +109,20 @@ def train_heads(
             step += 1
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, training.warmup, training.learning_rate)
-            some = torch.from_numpy(chosen)
-            patches, classes = (
-                tuple(tap[some].to(device) for tap in taps) for taps in (views.patches, views.classes)
-            )
-            tokens = TappedTokens(patches, classes, views.pooled[some].to(device), views.grid)
+            some = torch.from_numpy(chosen).to(device)
+            patches, classes = (tuple(tap[some] for tap in taps) for taps in (views.patches, views.classes))
+            tokens = TappedTokens(patches, classes, views.pooled[some], views.grid)
             text = banks.draw([views.kinds[i] for i in chosen], training.own_sentences, rng)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 aligned = detector.align_tokens(tokens)
-            truth = Truth(*(part[some] for part in views.truth)).to(device)
+            truth = Truth(*(part[some] for part in views.truth))
             terms = anomaly_terms(detector, aligned, text, truth)
             loss = training.terms.sum(terms)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             if on_step is not None:
-                told = {"loss": loss, **terms}
-                on_step(step, {name: float(term.detach()) for name, term in told.items()})
+                on_step(step, as_numbers({"loss": loss, **terms}))
 
 
 @torch.no_grad()
@@ -133,6 +132,7 @@ def keep_tokens(
     training: HeadTraining,
     *,
     device: torch.device,
+    workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Views:
     """The tower's tokens of random views, of the same kinds as in the joint training."""
@@ -148,16 +148,15 @@ def keep_tokens(
     side = model.detector.spec.tower.image_size
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     found: list[Views] = []
-    for number in range(training.batches):
-        batch = batches.draw(number, side)
+    for number, batch in batches.batches(dict.fromkeys(range(training.batches), side), device, workers):
         with torch.autocast(device.type, dtype=torch.bfloat16):
-            tokens = model.detector.tower((batch.pictures.to(device) - mean) / std)
+            tokens = model.detector.tower((batch.pictures - mean) / std)
         small = F.adaptive_avg_pool2d(batch.truth.masks[:, None].float(), training.loss_side)[:, 0] > 0.5
         found.append(
             Views(
-                tuple(tap.half().cpu() for tap in tokens.patches),
-                tuple(tap.half().cpu() for tap in tokens.classes),
-                tokens.pooled.float().cpu(),
+                tuple(tap.half() for tap in tokens.patches),
+                tuple(tap.half() for tap in tokens.classes),
+                tokens.pooled.float(),
                 tokens.grid,
                 batch.truth._replace(masks=small),
                 batch.kinds,
@@ -197,6 +196,6 @@ class _Sentences:
         banks = []
         for kind in kinds:
             classes = self.features[kind if rng.random() < own else ("", "")]
-            drawn = [torch.from_numpy(rng.integers(len(c), size=SENTENCES)) for c in classes]
+            drawn = [torch.from_numpy(rng.integers(len(c), size=SENTENCES)).to(c.device) for c in classes]
             banks.append(torch.stack([c[d].mean(0) for c, d in zip(classes, drawn, strict=True)]))
         return F.normalize(torch.stack(banks), dim=-1)

@@ -26,17 +26,18 @@ from ..detectors.specification import DetectorSpec
 from ..synthesis import CutPaste, GaussIntensityChange, SourceDeformation, SynthesisConfig
 from .anomaly_batches import AnomalyImages, JointBatch, JointBatches
 from .anomaly_terms import TermWeights, anomaly_terms
-from .captions import state_sentences
+from .captions import SentenceTokens, state_sentences
 from .checkpoint import resume, save_checkpoint
 from .teacher import Teacher
 from .tower import (
     CLIP_MEAN,
     CLIP_STD,
     DistillingClip,
+    adamw,
+    as_numbers,
     contrastive_loss,
     cosine_distance,
     learning_rate,
-    parameter_groups,
 )
 
 # Lesions of all sizes and contrasts. At the published overlap of one half they stick out into the air, and a
@@ -118,6 +119,7 @@ def train_jointly(
     checkpoint: Path,
     *,
     device: torch.device,
+    workers: int = 0,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     on_checkpoint: Callable[[int, JointModel], None] | None = None,
 ) -> JointModel:
@@ -131,6 +133,7 @@ def train_jointly(
         training: numbers of the recipe.
         checkpoint: file that is written every `checkpoint_every` steps and at the end.
         device: where to run.
+        workers: processes that draw and paint ahead; 0 for none beside this one.
         on_step: called with the step, from 1, and the loss terms.
         on_checkpoint: called with the step and the averaged model after each checkpoint.
 
@@ -153,16 +156,16 @@ def train_jointly(
         synthesis=training.synthesis,
         seed=training.seed,
     )
-    optimizer = torch.optim.AdamW(parameter_groups(model, training.weight_decay), betas=(0.9, 0.98))
+    optimizer = adamw(model, training.weight_decay)
     modules = {"model": model, "average": average}
     settings = {k: v for k, v in to_mapping(training).items() if k != "checkpoint_every"}
     start = resume(checkpoint, modules, optimizer, settings)
     losses = _Losses(model, spec, training, teacher_weights, images, device)
     model.train()
-    for step in range(start + 1, training.steps + 1):
+    sides = {s: training.side(s, spec.tower.image_size) for s in range(start + 1, training.steps + 1)}
+    for step, batch in batches.batches(sides, device, workers):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, training.horizon, training.warmup, training.learning_rate)
-        batch = batches.draw(step, training.side(step, spec.tower.image_size))
         terms = losses(batch, step)
         optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
@@ -170,7 +173,7 @@ def train_jointly(
         optimizer.step()
         average.update_parameters(model)
         if on_step is not None:
-            on_step(step, {name: term.item() for name, term in terms.items()})
+            on_step(step, as_numbers(terms))
         if step % training.checkpoint_every == 0 or step == training.steps:
             save_checkpoint(checkpoint, modules, optimizer, {"step": step, "settings": settings})
             if on_checkpoint is not None:
@@ -191,7 +194,7 @@ class _Losses:
         device: torch.device,
     ) -> None:
         self.model, self.spec, self.training, self.device = model, spec, training, device
-        self.tokenize = create_tokenizer(spec.tower)
+        self.tokenize = SentenceTokens(create_tokenizer(spec.tower))
         self.patch = int(model.clip.visual.patch_size[0])
         self.mean, self.std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
         self.teacher: Teacher | None = None
@@ -202,8 +205,7 @@ class _Losses:
     def __call__(self, batch: JointBatch, step: int) -> dict[str, Tensor]:
         training, device = self.training, self.device
         detector = self.model.detector
-        pictures = batch.pictures.to(device)
-        side = pictures.shape[-1]
+        pictures, side = batch.pictures, batch.pictures.shape[-1]
         rng = np.random.default_rng([training.seed, step, 1])
         with torch.autocast(device.type, dtype=torch.bfloat16):
             tokens = detector.tower((pictures - self.mean) / self.std)
@@ -214,7 +216,7 @@ class _Losses:
             "distillation": zero if self.teacher is None else self._distillation(batch.plain, tokens, side),
             "contrastive": self._contrastive(batch, tokens.pooled) if training.contrastive > 0 else zero,
         }
-        found = anomaly_terms(detector, aligned, text, batch.truth.to(device))
+        found = anomaly_terms(detector, aligned, text, batch.truth)
         towers = sum(getattr(training, name) * term for name, term in terms.items())
         return {"loss": towers + training.terms.sum(found), **terms, **found}
 
@@ -222,7 +224,7 @@ class _Losses:
         assert self.teacher is not None
         self.teacher.grid = (side // self.patch, side // self.patch)
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            targets, pooled_target = self.teacher(plain.to(self.device))
+            targets, pooled_target = self.teacher(plain)
             heads = self.model.distilled.token_heads
             dense = [head(patches) for head, patches in zip(heads, tokens.patches, strict=True)]
             pooled = self.model.distilled.pooled_head(tokens.pooled)
@@ -233,9 +235,8 @@ class _Losses:
         clip = self.model.clip
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
             sentences = clip.encode_text(self.tokenize(batch.captions).to(self.device), normalize=True)
-        subjects = batch.subjects.to(self.device)
         scale = clip.logit_scale.clamp(max=math.log(100)).exp()
-        same = subjects[:, None] == subjects[None, :]
+        same = batch.subjects[:, None] == batch.subjects[None, :]
         return contrastive_loss(F.normalize(pooled.float(), dim=-1), sentences.float(), same, scale)
 
     def _text(self, batch: JointBatch, rng: np.random.Generator) -> Tensor:

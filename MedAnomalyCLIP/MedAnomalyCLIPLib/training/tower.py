@@ -23,7 +23,7 @@ from ..clip.tokenizer import create_tokenizer
 from ..clip.towers import TappedClipViT, clip_with_state, create_clip
 from ..datasets.records import ImageRecord
 from .augmentation import random_appearance, random_placement
-from .captions import caption, subject
+from .captions import SentenceTokens, caption, subject
 from .checkpoint import resume, save_checkpoint
 from .teacher import CHANNELS, Teacher
 
@@ -147,9 +147,9 @@ def train_tower(
     )
     grid = training.side // int(student.clip.visual.patch_size[0])
     teacher = Teacher(teacher_weights, (grid, grid)).to(device)
-    batches = _Batches(records, images, spec, training)
-    teacher.fit_statistics(batches.plain_sample(384).to(device))
-    optimizer = torch.optim.AdamW(parameter_groups(student, training.weight_decay), betas=(0.9, 0.98))
+    batches = _Batches(records, images, spec, training, device)
+    teacher.fit_statistics(batches.plain_sample(384))
+    optimizer = adamw(student, training.weight_decay)
     modules = {"student": student, "average": average}
     settings = {k: v for k, v in asdict(training).items() if k != "checkpoint_every"}
     start = resume(checkpoint, modules, optimizer, settings)
@@ -159,7 +159,7 @@ def train_tower(
     for step in range(start + 1, training.steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, training.horizon, training.warmup, training.learning_rate)
-        plain, views, tokens, same = (t.to(device, non_blocking=True) for t in batches.draw(step))
+        plain, views, tokens, same = batches.draw(step)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             targets, pooled_target = teacher(plain)
             dense, pooled, image, sentence = student((views - mean) / std, tokens)
@@ -176,20 +176,26 @@ def train_tower(
         optimizer.step()
         average.update_parameters(student)
         if on_step is not None:
-            on_step(step, {name: term.item() for name, term in {"loss": loss.detach(), **terms}.items()})
+            on_step(step, as_numbers({"loss": loss, **terms}))
         if step % training.checkpoint_every == 0 or step == training.steps:
             save_checkpoint(checkpoint, modules, optimizer, {"step": step, "settings": settings})
     return average.module.cpu().eval()
 
 
 class _Batches:
-    """Batches that depend only on the seed and the step."""
+    """Batches that depend only on the seed and the step, made on the device that trains."""
 
     def __init__(
-        self, records: Sequence[ImageRecord], images: np.ndarray, spec: TowerSpec, training: TowerTraining
+        self,
+        records: Sequence[ImageRecord],
+        images: np.ndarray,
+        spec: TowerSpec,
+        training: TowerTraining,
+        device: torch.device,
     ) -> None:
-        self.records, self.images, self.training, self.side = records, images, training, training.side
-        self.tokenize = create_tokenizer(spec)
+        self.records, self.training, self.side = records, training, training.side
+        self.device, self.images = device, torch.from_numpy(images).to(device)
+        self.tokenize = SentenceTokens(create_tokenizer(spec))
         subjects = [subject(record) for record in records]
         numbers = {value: number for number, value in enumerate(dict.fromkeys(subjects))}
         self.subject = torch.tensor([numbers[value] for value in subjects])
@@ -205,11 +211,10 @@ class _Batches:
         rng = np.random.default_rng([self.training.seed, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = rng.choice(len(self.records), self.training.batch_size, replace=False, p=self.probability)
-        raw = torch.from_numpy(np.stack([self.images[i] for i in chosen])).float() / 255
-        plain = random_placement(raw, self.side, generator)
+        plain = random_placement(self._raw(chosen), self.side, generator)
         views = random_appearance(plain, generator)
-        tokens = self.tokenize([caption(self.records[i], rng) for i in chosen])
-        subjects = self.subject[torch.from_numpy(chosen)]
+        tokens = self.tokenize([caption(self.records[i], rng) for i in chosen]).to(self.device)
+        subjects = self.subject[torch.from_numpy(chosen)].to(self.device)
         return plain, views, tokens, subjects[:, None] == subjects[None, :]
 
     def plain_sample(self, count: int) -> Tensor:
@@ -218,8 +223,11 @@ class _Batches:
         chosen = rng.choice(
             len(self.records), min(count, len(self.records)), replace=False, p=self.probability
         )
-        raw = torch.from_numpy(np.stack([self.images[i] for i in chosen])).float() / 255
-        return F.interpolate(raw, size=self.side, mode="bilinear", antialias=True)
+        return F.interpolate(self._raw(chosen), size=self.side, mode="bilinear", antialias=True)
+
+    def _raw(self, chosen: np.ndarray) -> Tensor:
+        """(B, 3, H, W) images in [0, 1]."""
+        return self.images[torch.from_numpy(chosen).to(self.device)].float() / 255
 
 
 def cosine_distance(prediction: Tensor, target: Tensor) -> Tensor:
@@ -235,10 +243,17 @@ def learning_rate(step: int, steps: int, warmup: int, highest: float) -> float:
     return highest * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Weights that decay, those of two or more dimensions, and the others."""
+def adamw(module: nn.Module, weight_decay: float) -> torch.optim.AdamW:
+    """The optimizer of all weights that learn; those of two or more dimensions decay."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=parameters[0].is_cuda)
+
+
+def as_numbers(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars, fetched from their device at once."""
+    values = torch.stack([term.detach().float() for term in terms.values()]).tolist()
+    return dict(zip(terms, values, strict=True))
