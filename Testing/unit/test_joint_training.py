@@ -81,6 +81,14 @@ def test_drawing_ahead_in_other_processes_changes_no_batch(images):
         assert torch.equal(one.plain, other.plain) and torch.equal(one.pictures, other.pictures)
 
 
+def test_a_part_of_a_batch_may_be_left_out_also_where_there_is_nothing_to_draw_it_from(images):
+    plain = drawn(batches(replace(images, masks={}), painted=0), 1, 32)
+    assert len(plain.pictures) == 4
+    assert not plain.truth.masks.any()
+    alike = drawn(batches(images, appearance=False), 1, 32)
+    assert torch.equal(alike.pictures, alike.plain)
+
+
 def test_a_packed_set_comes_back_nearly_as_it_was_and_without_anybodys_folders(images, tmp_path):
     records = [replace(r, path=Path("/home/somebody") / r.path, slice_at=(2, 5)) for r in images.records]
     write_packed_set(tmp_path / "set.safetensors", replace(images, records=records))

@@ -126,6 +126,7 @@ class JointBatches:
         others: images of all kinds in a batch, those with labels twice as often.
         labels_alone: whether the others are only images whose label is their own.
         synthesis: which lesions are painted.
+        appearance: whether pictures have another appearance than the images.
         seed: of everything random.
     """
 
@@ -139,8 +140,9 @@ class JointBatches:
         synthesis: SynthesisConfig,
         seed: int,
         labels_alone: bool = False,
+        appearance: bool = True,
     ) -> None:
-        self.images, self.seed = images, seed
+        self.images, self.seed, self.appearance = images, seed, appearance
         records = images.records
         self.synthesizer = AnomalySynthesizer(synthesis)
         self.lesions = sorted(images.masks)
@@ -195,8 +197,10 @@ class JointBatches:
         has_mask = torch.tensor([self._mask_is_known(i) for i in chosen])
         subjects = self.subject[torch.from_numpy(chosen)].clone()
         captions = [caption(r, rng) for r in records]
-        raw = torch.from_numpy(self.images.images[chosen[first:behind]]).float() / 255
-        plain = place(raw, matrices[first:behind], side)
+        plain = torch.zeros(behind - first, 3, side, side)
+        if first < behind:
+            raw = torch.from_numpy(self.images.images[chosen[first:behind]]).float() / 255
+            plain = place(raw, matrices[first:behind], side)
         lesions = torch.zeros(behind - first, side, side, dtype=torch.bool)
         for number in range(behind - first):
             at = first + number
@@ -234,7 +238,7 @@ class JointBatches:
         generator = torch.Generator().manual_seed(drawn.seed)
         return JointBatch(
             plain,
-            random_appearance(plain, generator),
+            random_appearance(plain, generator) if self.appearance else plain,
             Truth(mask, has_mask, abnormal, has_label),
             drawn.subjects.to(device),
             drawn.captions,
@@ -294,6 +298,8 @@ class _Part:
 
     def draw(self, rng: np.random.Generator, count: int | None = None) -> np.ndarray:
         count = self.count if count is None else count
+        if count == 0:  # of no images, as it may be
+            return np.empty(0, int)
         return rng.choice(np.asarray(self.images, int), count, replace=False, p=self.odds)
 
 

@@ -191,11 +191,7 @@ def run(
         """A point of the learning curve, on validation images."""
         if not valid or step % (4 * recipe.joint.checkpoint_every):
             return {}
-        detector = model.detector.cpu().eval()
-        store_text(detector, model.clip.cpu())
-        manifest = _manifest_of(detector, images.records)
-        ready = _as_bundle(manifest, detector, place.work / "curve", place.device)
-        return _flat(_measure(ready, valid, quiet=True))
+        return learning_figures(model, images.records, valid, place)
 
     model = train_stages(recipe, images, detector_spec, place, measure)
     if data is None:
@@ -254,6 +250,16 @@ def anomaly_images(records: Sequence[ImageRecord], packed: np.ndarray) -> Anomal
         {index: mask for index, mask in masks.items() if mask is not None},
         np.array([inner_square(record) for record in records], dtype=np.float32),
     )
+
+
+def learning_figures(
+    model: JointModel, learned: Sequence[ImageRecord], valid: Sequence[ImageRecord], place: Place
+) -> dict[str, float]:
+    """What a model reaches on validation images, by set and figure; leaves it on the CPU."""
+    detector = model.detector.cpu().eval()
+    store_text(detector, model.clip.cpu())
+    ready = _as_bundle(_manifest_of(detector, learned), detector, place.work / "curve", place.device)
+    return _flat(_measure(ready, valid, quiet=True))
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ class JointTraining:
         learning_rate, weight_decay, warmup: of AdamW, as in `TowerTraining`.
         distillation, contrastive: weights of these losses. 0 leaves one out.
         terms: weights of the losses on maps and scores.
+        appearance: whether views have another appearance than the teacher's.
         own_sentences: odds that an image is compared with sentences about its own kind, not about any.
         synthesis: which lesions are painted.
         ema_decay: decay of the running average of weights, which is what training returns.
@@ -85,6 +86,7 @@ class JointTraining:
     distillation: float = 0.5
     contrastive: float = 0.2
     terms: TermWeights = field(default_factory=TermWeights)
+    appearance: bool = True
     own_sentences: float = 0.7
     synthesis: SynthesisConfig = field(default_factory=lambda: MANY_SCALES)
     ema_decay: float = 0.996
@@ -154,6 +156,7 @@ def train_jointly(
         painted=training.painted,
         others=training.others,
         synthesis=training.synthesis,
+        appearance=training.appearance,
         seed=training.seed,
     )
     optimizer = adamw(model, training.weight_decay)

@@ -43,7 +43,9 @@ class TowerTraining:
         learning_rate: highest rate of AdamW, reached after `warmup` steps, then a half cosine.
         horizon: step at which the rate would be zero; a training that another one goes on from ends before.
         weight_decay: of all weights of two or more dimensions.
-        contrastive_weight: weight of the image-sentence loss beside the distillation loss.
+        distillation: weight of the distillation loss, 0 to leave it out.
+        contrastive_weight: weight of the image-sentence loss beside it, 0 to leave it out.
+        appearance: whether the student sees views with another appearance than the teacher.
         ema_decay: decay of the running average of weights, which is what training returns.
         checkpoint_every: steps between checkpoints.
         seed: of batches, views and sentences.
@@ -56,7 +58,9 @@ class TowerTraining:
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup: int = 60
+    distillation: float = 1.0
     contrastive_weight: float = 0.3
+    appearance: bool = True
     ema_decay: float = 0.998
     checkpoint_every: int = 100
     seed: int = 0
@@ -169,7 +173,7 @@ def train_tower(
         scale = student.clip.logit_scale.clamp(max=math.log(100)).exp()
         terms["contrastive"] = contrastive_loss(image.float(), sentence.float(), same, scale)
         distillation = sum(terms[k] for k in terms if k != "contrastive")
-        loss = distillation + training.contrastive_weight * terms["contrastive"]
+        loss = training.distillation * distillation + training.contrastive_weight * terms["contrastive"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -212,7 +216,7 @@ class _Batches:
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = rng.choice(len(self.records), self.training.batch_size, replace=False, p=self.probability)
         plain = random_placement(self._raw(chosen), self.side, generator)
-        views = random_appearance(plain, generator)
+        views = random_appearance(plain, generator) if self.training.appearance else plain
         tokens = self.tokenize([caption(self.records[i], rng) for i in chosen]).to(self.device)
         subjects = self.subject[torch.from_numpy(chosen)].to(self.device)
         return plain, views, tokens, subjects[:, None] == subjects[None, :]
