@@ -212,7 +212,7 @@ def run(
     ready = _as_bundle(detector, training, work / "uncalibrated", device)
     manifest = calibrate(_manifest_of(detector, training), ready, valid, _bar("calibrate"))
     calibrated = save_bundle(work / "calibrated", manifest, detector, "", text_side(model.clip))
-    ready = SliceDetector.load(calibrated.folder, device=str(device))
+    ready = SliceDetector.load(calibrated.folder, device=str(device), precision="float32")
     tested = [record for record in records if record.split == "test"]
     manifest = replace(manifest, quality=_measure(ready, tested))
     settings = {**to_mapping(recipe), "started from": "" if start is None else _name_of(start)}
@@ -361,7 +361,7 @@ def _as_bundle(
 ) -> SliceDetector:
     """The detector read back from disk, so that thresholds belong to weights as they are stored."""
     bundle = save_bundle(place, _manifest_of(detector, training), detector, "")
-    return SliceDetector.load(bundle.folder, device=str(device))
+    return SliceDetector.load(bundle.folder, device=str(device), precision="float32")
 
 
 def _measure(

@@ -1,0 +1,34 @@
+"""A vision tower that computes in 16 bits, among parts that compute in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .towers import Inject, TappedClipViT, TappedTokens
+
+
+class LoweredTower(nn.Module):
+    """A `TappedClipViT` whose weights and tokens have 16 bits.
+
+    Images come in and tokens go out, to its taps and to whatever changes its stream, in float32. The whole
+    stream has 16 bits, which autocast would bring to float32 and back around each of its normalisations.
+
+    Args:
+        tower: changed in place.
+        dtype: torch.bfloat16 or torch.float16.
+    """
+
+    def __init__(self, tower: TappedClipViT, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.tower = tower.to(dtype)
+        self.dtype = dtype
+        self.width, self.embed_dim, self.grid = tower.width, tower.embed_dim, tower.grid
+
+    def forward(self, images: Tensor, inject: Inject | None = None) -> TappedTokens:
+        def inject_lowered(layer: int, tokens: Tensor) -> Tensor:
+            return tokens if inject is None else inject(layer, tokens.float()).to(self.dtype)
+
+        found = self.tower(images.to(self.dtype), None if inject is None else inject_lowered)
+        patches, classes = (tuple(t.float() for t in tap) for tap in (found.patches, found.classes))
+        return TappedTokens(patches, classes, found.pooled.float(), found.grid)
