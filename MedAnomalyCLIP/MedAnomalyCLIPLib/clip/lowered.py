@@ -21,7 +21,8 @@ class LoweredTower(nn.Module):
 
     def __init__(self, tower: TappedClipViT, dtype: torch.dtype) -> None:
         super().__init__()
-        self.tower = tower.to(dtype)
+        # With colours innermost convolutions suit tensor cores, and their output is a row of tokens already.
+        self.tower = tower.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
         self.width, self.embed_dim, self.grid = tower.width, tower.embed_dim, tower.grid
 
