@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from MedAnomalyCLIPLib import cuda
 from MedAnomalyCLIPLib.background import EMPTY, Background
-from MedAnomalyCLIPLib.clip.lowered import LoweredTower
+from MedAnomalyCLIPLib.clip.lowered import LoweredTower, fold_quick_gelu
 from MedAnomalyCLIPLib.clip.towers import create_vision_tower
 from MedAnomalyCLIPLib.detection import SliceDetector, detect_slices
 from MedAnomalyCLIPLib.detectors.specification import AdapterSpec
@@ -313,6 +313,15 @@ def test_a_lowered_tower_has_float32_around_it_and_16_bits_within(tiny_tower):
     assert {t.dtype for t in (*found.patches, *found.classes, found.pooled)} == {torch.float32}
     for one, other in zip(found.patches, expected.patches, strict=True):
         assert (one - other).norm() < 0.03 * other.norm()
+
+
+def test_openais_activation_in_one_step_is_the_same(tiny_tower):
+    tower = create_vision_tower(replace(tiny_tower, activation="quick_gelu"))
+    images = torch.randn(2, 3, 64, 64)
+    expected = tower(images).pooled
+    fold_quick_gelu(tower)
+    assert isinstance(tower.visual.transformer.resblocks[0].mlp.gelu, torch.nn.SiLU)
+    torch.testing.assert_close(tower(images).pooled, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])

@@ -5,7 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .importing import import_open_clip
 from .towers import Inject, TappedClipViT, TappedTokens
+
+_QUICK = 1.702
+
+
+def fold_quick_gelu(tower: TappedClipViT) -> None:
+    """Let a tower's x · σ(1.702 x) be computed in one step instead of three, by weights changed in place.
+
+    It is silu(1.702 x) / 1.702, and its two factors go into the layers in front of it and behind it.
+    """
+    quick = import_open_clip().transformer.QuickGELU
+    for block in tower.visual.transformer.resblocks:
+        if isinstance(block.mlp.gelu, quick):
+            with torch.no_grad():
+                block.mlp.c_fc.weight.mul_(_QUICK)
+                block.mlp.c_fc.bias.mul_(_QUICK)
+                block.mlp.c_proj.weight.div_(_QUICK)
+            block.mlp.gelu = nn.SiLU()
 
 
 class LoweredTower(nn.Module):
@@ -21,6 +39,7 @@ class LoweredTower(nn.Module):
 
     def __init__(self, tower: TappedClipViT, dtype: torch.dtype) -> None:
         super().__init__()
+        fold_quick_gelu(tower)
         # With colours innermost convolutions suit tensor cores, and their output is a row of tokens already.
         self.tower = tower.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype = dtype
