@@ -17,6 +17,7 @@ LEAST_ANATOMY = 0.05
 EMPTY = 1e-4
 """A slice of which fewer pixels show something holds noise and nothing else."""
 
+_SAMPLED = 8  # each eighth pixel of each eighth row mostly shows enough
 _LOOKED_AT = 32  # voxels along each axis are enough to learn what a volume holds
 _CONTRAST = 0.1
 _AIR = -1000.0  # in HU; scanners write anything below it where nothing was measured
@@ -49,13 +50,23 @@ class Background:
         value = float(np.median(edges)) if edges.size else float(low)
         return cls(value, float(_CONTRAST * (high - low)) or np.inf)
 
+    def is_all_of(self, plane: SlicePlane) -> bool:
+        """Whether a plane shows nothing beside it, but for noise."""
+        coarse = np.s_[::_SAMPLED, ::_SAMPLED]
+        if self._shown(plane, coarse).sum() >= EMPTY * plane.valid.size:  # as nearly all planes, told at once
+            return False
+        return self.anatomy_share(plane) < EMPTY
+
     def anatomy_share(self, plane: SlicePlane) -> float:
         """Share of a plane's pixels that differ from the background, from 0 to 1."""
+        return float(self._shown(plane, np.s_[:, :]).mean())
+
+    def _shown(self, plane: SlicePlane, where: tuple[slice, slice]) -> np.ndarray:
+        """Which pixels of a part of a plane differ from the background."""
+        grey = _grey(plane.pixels[where], plane.pixels.ndim == 3, plane.units)
         with np.errstate(invalid="ignore"):
-            shown = (
-                np.abs(_grey(plane.pixels, plane.pixels.ndim == 3, plane.units) - self.value) > self.contrast
-            )
-        return float((shown & plane.valid).mean())
+            shown = np.abs(grey - self.value) > self.contrast
+        return shown & plane.valid[where]
 
 
 def _grey(pixels: np.ndarray, colour: bool, units: str) -> np.ndarray:

@@ -5,8 +5,9 @@ This is the one way through that every face takes: Slicer's panel, the console, 
 
 from __future__ import annotations
 
-import itertools
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from . import __version__
 from .bundle import Bundle, NormalReference, default_bundle_path
 from .errors import BundleInvalid, Cancelled, InvalidRequest
-from .geometry import SlicePlane, acquisition_axis, cut_slice, slice_count
+from .geometry import SlicePlane, acquisition_axis, cut_slices, slice_count
 from .networks import Network, load_network
 from .prompt import Prompt, guess_preset
 from .result import AnomalyResult, Provenance
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     import torch
 
     from .detectors.specification import PresetSpec
-    from .preprocess import Prepared
+    from .preprocess import PreparedBatch
 
-_SLICES_AT_ONCE = 8
+_PIXELS_AT_ONCE = 2**26  # of a batch: however large the slices, memory holds it
 
 Window = tuple[float, float]
 # Another network: prepared images (B, 3, S, S) in, for each tap a feature map (B, channels, h, w) out.
@@ -67,6 +68,7 @@ class SliceDetector:
         *,
         device: str = "auto",
         runtime: str = AUTO,
+        precision: str = AUTO,
         features: FeatureMaps | None = None,
     ) -> SliceDetector:
         """Read a detector from disk and make it ready.
@@ -74,17 +76,20 @@ class SliceDetector:
         Args:
             bundle: folder of the detector; None for the one that ships with MedAnomalyCLIP.
             device: see `runtime.select_device`.
-            runtime: "torch", "onnx" or "auto", see `networks.load_network`.
+            runtime, precision: see `networks.load_network`.
             features: gives the maps of another network that some detectors fuse, DiffusionCLIP as published
                 among them.
 
         Raises:
             BundleInvalid: the folder holds no detector, or a damaged one.
             DependencyMissing: a package is not installed that it needs.
-            InvalidRequest: there is no such device or runtime.
+            InvalidRequest: there is no such device, runtime or precision.
         """
         checked = Bundle.load(default_bundle_path() if bundle is None else bundle)
-        return cls(checked, load_network(checked, device=device, runtime=runtime, features=features))
+        network = load_network(
+            checked, device=device, runtime=runtime, precision=precision, features=features
+        )
+        return cls(checked, network)
 
     @property
     def name(self) -> str:
@@ -146,7 +151,9 @@ class SliceDetector:
         prompt: Prompt | None = None,
     ) -> AnomalyResult:
         """Detect on one plane; arguments as for `detect_many`."""
-        return next(self.detect_many([plane], threshold=threshold, window=window, prompt=prompt))
+        return next(
+            self.detect_many([plane], threshold=threshold, window=window, prompt=prompt, batch_size=1)
+        )
 
     def detect_many(
         self,
@@ -155,11 +162,12 @@ class SliceDetector:
         threshold: float | None = None,
         window: Window | None = None,
         prompt: Prompt | None = None,
-        batch_size: int = _SLICES_AT_ONCE,
+        batch_size: int | None = None,
     ) -> Iterator[AnomalyResult]:
         """Detect on planes, in their order, a batch at a time.
 
-        While the network runs on one batch, a thread prepares the next; so two are held in memory at most.
+        While the network runs on one batch, a thread prepares the next; so two are held in memory at most,
+        and a third on a GPU, which begins with one batch before the results of the last are taken.
         Planes that show nothing but noise (`SlicePlane.is_empty`) get map and score 0.
 
         Args:
@@ -167,69 +175,77 @@ class SliceDetector:
             threshold: map value from which a pixel counts as anomalous; None for the bundle's own.
             window: (low, high) stored values shown as black and white; None for the bundle's rules.
             prompt: what the planes are compared with; None for the detector's text about images of any kind.
-            batch_size: planes that go through the network together.
+            batch_size: planes that go through the network together; None for what suits the network. Fewer do
+                if they are very large.
 
         Raises:
             InvalidRequest: a threshold outside [0, 1], a window that is none, or a prompt that the detector
                 does not have.
             BundleInvalid: the network gives values that are no numbers.
+            DeviceMemoryExhausted: a GPU's memory does not hold a single plane's work.
         """
         prompt = prompt or Prompt()
         calibration = self._calibration(prompt)
         limit = calibration.threshold if threshold is None else float(threshold)
         if not 0 <= limit <= 1:
             raise InvalidRequest(f"The threshold must lie between 0 and 1, not at {limit:g}")
-        source = iter(planes)
+        batches = _batches(planes, batch_size or self._network.batch_size)
+        running: deque[_Running] = deque()
         with ThreadPoolExecutor(1, "MedAnomalyCLIP-prepare") as pool:
 
             def coming() -> Future[_Batch] | None:
                 """The next batch, cut here and prepared there."""
-                batch = list(itertools.islice(source, batch_size))
+                batch = next(batches, None)
                 return pool.submit(self._prepare, batch, window) if batch else None
 
             waiting = coming()
             while waiting is not None:
                 batch, waiting = waiting.result(), coming()
-                yield from self._detect_batch(batch, limit, prompt, calibration)
+                running.append(self._begin(batch, prompt))
+                if len(running) == self._network.under_way:
+                    yield from self._finish(running.popleft(), limit, calibration)
+            while running:
+                yield from self._finish(running.popleft(), limit, calibration)
 
     def _prepare(self, planes: Sequence[SlicePlane], window: Window | None) -> _Batch:
         started = time.perf_counter()
-        prepared = [self._preprocessor.prepare(plane, window) for plane in planes]
-        images = np.stack([np.asarray(item.tensor) for item in prepared])
-        valid = np.stack([np.asarray(item.valid) for item in prepared])
-        return _Batch(planes, prepared, images, valid, time.perf_counter() - started)
+        prepared = self._preprocessor.prepare_many(planes, window)
+        for plane in planes:
+            _ = plane.is_empty  # told here, beside the network, and kept
+        return _Batch(planes, prepared, time.perf_counter() - started)
 
-    def _detect_batch(
-        self, batch: _Batch, threshold: float, prompt: Prompt, calibration: _Calibration
-    ) -> list[AnomalyResult]:
-        planes, prepared = batch.planes, batch.prepared
-        ready = time.perf_counter()
-        found = self._network(batch.images, batch.valid, self._text(prompt))
-        if not (np.isfinite(found.map).all() and np.isfinite(found.score).all()):
+    def _begin(self, batch: _Batch, prompt: Prompt) -> _Running:
+        """Run the network; a GPU computes on while this returns."""
+        started, prepared = time.perf_counter(), batch.prepared
+        found = self._network(prepared.images, prepared.valid, self._text(prompt))
+        computed = time.perf_counter()
+        maps = self._preprocessor.map_back_many(found.map, prepared.fits)
+        unlike = [] if found.unlikeness is None else [found.unlikeness]
+        fetched = self._network.fetch([prepared.windows, found.score, *unlike, *maps])
+        seconds = {"network": computed - started, "map_back": time.perf_counter() - computed}
+        return _Running(batch, fetched, {"preprocess": batch.seconds, **seconds}, bool(unlike))
+
+    def _finish(self, running: _Running, threshold: float, calibration: _Calibration) -> list[AnomalyResult]:
+        """What the network says, waited for and made into results."""
+        planes, seconds = running.batch.planes, dict(running.seconds)
+        asked = time.perf_counter()
+        windows, found_scores, *maps = running.fetched()
+        unlike = maps.pop(0).tolist() if running.knows_unlike else [None] * len(planes)
+        arrived = time.perf_counter()
+        seconds["network"] += arrived - asked
+        if not (np.isfinite(found_scores).all() and all(math.isfinite(values.sum()) for values in maps)):
             raise BundleInvalid(
                 f"Detector {self.name!r} gives values that are no numbers: its weights are damaged, or too "
                 "large for what they are computed in; choose another detector"
             )
-        unlike = [None] * len(planes) if found.unlikeness is None else found.unlikeness.tolist()
-        done = time.perf_counter()
-        plane_maps = [
-            np.where(
-                plane.valid & (not plane.is_empty),
-                self._preprocessor.map_back(network_map, item.fit),
-                np.float32(0),
-            )
-            for plane, item, network_map in zip(planes, prepared, found.map, strict=True)
-        ]
+        maps = [_shown(plane, values) for plane, values in zip(planes, maps, strict=True)]
         # A window stretches the noise of an empty slice until it looks like something.
         scores = [
             0.0 if plane.is_empty else score
-            for plane, score in zip(planes, found.score.tolist(), strict=True)
+            for plane, score in zip(planes, found_scores.tolist(), strict=True)
         ]
-        seconds = {
-            "preprocess": batch.seconds / len(planes),
-            "network": (done - ready) / len(planes),
-            "map_back": (time.perf_counter() - done) / len(planes),
-        }
+        seconds["map_back"] += time.perf_counter() - arrived
+        timings = {step: taken / len(planes) for step, taken in seconds.items()}
         reference = calibration.reference
         return [
             AnomalyResult(
@@ -243,12 +259,12 @@ class SliceDetector:
                 prompt=calibration.title,
                 unlikeness=distance,
                 unlike_threshold=self._manifest.unlike_threshold,
-                window=None if plane.pixels.ndim == 3 else item.window,
+                window=None if plane.pixels.ndim == 3 else (low, high),
                 is_empty=plane.is_empty,
-                timings=seconds,
+                timings=timings,
             )
-            for plane, item, plane_map, score, distance in zip(
-                planes, prepared, plane_maps, scores, unlike, strict=True
+            for plane, plane_map, score, distance, (low, high) in zip(
+                planes, maps, scores, unlike, windows.tolist(), strict=True
             )
         ]
 
@@ -294,10 +310,24 @@ class _Batch(NamedTuple):
     """Planes and what the network takes of them; seconds that preparing them took."""
 
     planes: Sequence[SlicePlane]
-    prepared: Sequence[Prepared]
-    images: np.ndarray
-    valid: np.ndarray
+    prepared: PreparedBatch
     seconds: float
+
+
+class _Running(NamedTuple):
+    """A batch that the network was given.
+
+    Attributes:
+        batch: what it was given.
+        fetched: waits for windows, scores, unlikenesses where they are known, and each plane's map.
+        seconds: spent in each step so far.
+        knows_unlike: whether unlikenesses are known.
+    """
+
+    batch: _Batch
+    fetched: Callable[[], list[np.ndarray]]
+    seconds: dict[str, float]
+    knows_unlike: bool
 
 
 class _Calibration(NamedTuple):
@@ -307,6 +337,28 @@ class _Calibration(NamedTuple):
     threshold: float
     image_threshold: float | None
     reference: NormalReference | None
+
+
+def _batches(planes: Iterable[SlicePlane], count: int) -> Iterator[list[SlicePlane]]:
+    """So many planes at a time, fewer where they are very large."""
+    batch: list[SlicePlane] = []
+    for plane in planes:
+        batch.append(plane)
+        if len(batch) == count or sum(p.valid.size for p in batch) >= _PIXELS_AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _shown(plane: SlicePlane, values: np.ndarray) -> np.ndarray:
+    """A plane's map, 0 where it shows nothing; a copy, since memory that a GPU writes to is scarce."""
+    if plane.is_empty:
+        return np.zeros(plane.shape, np.float32)
+    shown = np.array(values)
+    if not plane.valid.all():
+        shown[~plane.valid] = 0
+    return shown
 
 
 def detect_slices(
@@ -342,7 +394,7 @@ def detect_slices(
     for index in wanted:
         if not 0 <= index < count:
             raise InvalidRequest(f"There is no slice {index} along this axis; choose 0 to {count - 1}")
-    planes = (cut_slice(volume, axis, index) for index in wanted)
+    planes = cut_slices(volume, axis, wanted)
     results = detector.detect_many(planes, threshold=threshold, window=window, prompt=prompt)
     for done in range(len(wanted)):
         if is_cancelled is not None and is_cancelled():

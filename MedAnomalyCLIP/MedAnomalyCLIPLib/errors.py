@@ -61,6 +61,10 @@ def needs_full(what: str, error: ImportError) -> DependencyMissing:
     )
 
 
+class DeviceMemoryExhausted(MedAnomalyCLIPError):
+    """A GPU whose memory does not hold a single image's share of a detector's work."""
+
+
 class OutputFailed(MedAnomalyCLIPError):
     """A result that could not be written: unwritable folder, full disk, existing files."""
 

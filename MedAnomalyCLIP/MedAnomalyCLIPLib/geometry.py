@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from .background import EMPTY, Background
+from .background import Background
 from .errors import GeometryRefused, InvalidRequest
 from .resampling import Frame, finite_pixels, missed, resample, to_index
 from .volume import Volume
@@ -85,7 +86,7 @@ class SlicePlane:
     @cached_property
     def is_empty(self) -> bool:
         """Whether it shows nothing but noise, as slices above a head do; False when that is not known."""
-        return self.background is not None and self.background.anatomy_share(self) < EMPTY
+        return self.background is not None and self.background.is_all_of(self)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -129,18 +130,28 @@ def cut_slice(volume: Volume, axis: int, index: int) -> SlicePlane:
         InvalidRequest: no such axis or slice, or the volume is under a non-linear transform, where its slices
             are curved surfaces: only planes of the patient can be cut there.
     """
+    return next(cut_slices(volume, axis, [index]))
+
+
+def cut_slices(volume: Volume, axis: int, indices: Iterable[int]) -> Iterator[SlicePlane]:
+    """Cut slices one after the other as `cut_slice` does; what they have in common is worked out once."""
     count = slice_count(volume, axis)
-    if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < count:
-        raise InvalidRequest(f"There is no slice {index} along {AXES[axis]}; choose 0 to {count - 1}")
-    if volume.warp is not None:
-        raise InvalidRequest(
-            "The image is under a non-linear transform, so its slices are curved in the patient; "
-            "take the plane of a slice view instead, or remove or harden the transform"
-        )
     right, down = _READING_ORIENTATION[_view_of_axes(volume)[axis]]
-    if _in_plane_axes_are_perpendicular(volume, axis):
-        return _take_slice(volume, axis, int(index), right, down)
-    return _resampled_plane(volume, _frame_of_slice(volume, axis, int(index), right, down))
+    perpendicular = _in_plane_axes_are_perpendicular(volume, axis)
+    slices: _AlignedSlices | None = None
+    for index in indices:
+        if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < count:
+            raise InvalidRequest(f"There is no slice {index} along {AXES[axis]}; choose 0 to {count - 1}")
+        if volume.warp is not None:
+            raise InvalidRequest(
+                "The image is under a non-linear transform, so its slices are curved in the patient; "
+                "take the plane of a slice view instead, or remove or harden the transform"
+            )
+        if perpendicular:
+            slices = slices or _AlignedSlices.of(volume, axis, right, down)
+            yield slices.take(int(index))
+        else:
+            yield _resampled_plane(volume, _frame_of_slice(volume, axis, int(index), right, down))
 
 
 def cut_plane(volume: Volume, slice_to_ras: np.ndarray) -> SlicePlane:
@@ -172,7 +183,7 @@ def cut_plane(volume: Volume, slice_to_ras: np.ndarray) -> SlicePlane:
     if not -0.5 - _TIE <= position <= last + 0.5 + _TIE:
         raise missed(volume)
     index = min(max(math.floor(position + 0.5), 0), last)
-    return _take_slice(volume, axis, index, frame.right, frame.down)
+    return _AlignedSlices.of(volume, axis, frame.right, frame.down).take(index)
 
 
 def to_slab(aligned: AlignedSlice, image: np.ndarray) -> np.ndarray:
@@ -322,23 +333,30 @@ def _nearest_turn(volume: Volume, axis: int, index: int, right: np.ndarray, down
 
 def _grid_of(volume: Volume, aligned: AlignedSlice) -> np.ndarray:
     """4x4 pixel-to-RAS matrix of a slice turned in a given way."""
-    column_axis, row_axis = (a for a in range(3) if a != aligned.axis)  # a slab has its lower axis last
-    if aligned.transpose:
-        column_axis, row_axis = row_axis, column_axis
-    first = np.array([0.0, 0.0, 0.0, 1.0])
-    first[aligned.axis] = aligned.index
     grid = np.eye(4)
-    for pixel_axis, voxel_axis, flip in (
-        (0, column_axis, aligned.flip_columns),
-        (1, row_axis, aligned.flip_rows),
-    ):
+    for pixel_axis, (voxel_axis, flip) in enumerate(_pixel_axes(aligned)):
         grid[:3, pixel_axis] = volume.ijk_to_ras[:3, voxel_axis] * (-1 if flip else 1)
-        first[voxel_axis] = volume.size[voxel_axis] - 1 if flip else 0
     normal = np.cross(grid[:3, 0], grid[:3, 1])
     distance = 1 / np.linalg.norm(np.linalg.inv(volume.ijk_to_ras[:3, :3])[aligned.axis])
     grid[:3, 2] = normal / np.linalg.norm(normal) * distance
-    grid[:3, 3] = (volume.ijk_to_ras @ first)[:3]
+    grid[:3, 3] = _first_pixel(volume, aligned)
     return grid
+
+
+def _first_pixel(volume: Volume, aligned: AlignedSlice) -> np.ndarray:
+    """(3,) position in RAS mm of a turned slice's first pixel."""
+    first = np.array([0.0, 0.0, 0.0, 1.0])
+    first[aligned.axis] = aligned.index
+    for voxel_axis, flip in _pixel_axes(aligned):
+        first[voxel_axis] = volume.size[voxel_axis] - 1 if flip else 0
+    return (volume.ijk_to_ras @ first)[:3]
+
+
+def _pixel_axes(aligned: AlignedSlice) -> tuple[tuple[int, bool], tuple[int, bool]]:
+    """Of a turned slice's columns, then rows: the voxel axis that they go along, and whether backwards."""
+    low, high = (axis for axis in range(3) if axis != aligned.axis)  # a slab has its lower axis last
+    columns, rows = (high, low) if aligned.transpose else (low, high)
+    return (columns, aligned.flip_columns), (rows, aligned.flip_rows)
 
 
 def _slab(voxels: np.ndarray, axis: int, index: int) -> np.ndarray:
@@ -346,26 +364,49 @@ def _slab(voxels: np.ndarray, axis: int, index: int) -> np.ndarray:
     return voxels[(slice(None),) * (2 - axis) + (index,)]
 
 
-def _take_slice(volume: Volume, axis: int, index: int, right: np.ndarray, down: np.ndarray) -> SlicePlane:
-    aligned = _nearest_turn(volume, axis, index, right, down)
-    pixels = _slab(volume.voxels, axis, index)
-    if aligned.transpose:
-        pixels = pixels.swapaxes(0, 1)
-    pixels = pixels[:: -1 if aligned.flip_rows else 1, :: -1 if aligned.flip_columns else 1]
-    # Copied, so that the plane stays what it was at the click, whatever becomes of the volume.
-    pixels = pixels.copy(order="C")
-    view = view_name(volume, axis) if volume.spacing_known else "Image"
-    return SlicePlane(
-        pixels=pixels,
-        ijk_to_ras=_grid_of(volume, aligned),
-        valid=finite_pixels(pixels),
-        aligned=aligned,
-        modality=volume.modality,
-        units=volume.units,
-        description=f"{view} {index + 1} of {volume.size[axis]}, aligned",
-        spacing_known=volume.spacing_known,
-        background=volume.background,
-    )
+@dataclass(frozen=True, eq=False)
+class _AlignedSlices:
+    """The slices along a voxel axis, all turned in the same way; what they share is found once for all.
+
+    Attributes:
+        volume: the image.
+        turned: how, with the index of the first slice.
+        grid: 4x4 pixel-to-RAS matrix of that.
+        view: name of the view that they show.
+    """
+
+    volume: Volume
+    turned: AlignedSlice
+    grid: np.ndarray
+    view: str
+
+    @classmethod
+    def of(cls, volume: Volume, axis: int, right: np.ndarray, down: np.ndarray) -> _AlignedSlices:
+        turned = _nearest_turn(volume, axis, 0, right, down)
+        view = view_name(volume, axis) if volume.spacing_known else "Image"
+        return cls(volume, turned, _grid_of(volume, turned), view)
+
+    def take(self, index: int) -> SlicePlane:
+        volume, aligned = self.volume, replace(self.turned, index=index)
+        pixels = _slab(volume.voxels, aligned.axis, index)
+        if aligned.transpose:
+            pixels = pixels.swapaxes(0, 1)
+        pixels = pixels[:: -1 if aligned.flip_rows else 1, :: -1 if aligned.flip_columns else 1]
+        # Copied, so that the plane stays what it was at the click, whatever becomes of the volume.
+        pixels = pixels.copy(order="C")
+        grid = self.grid.copy()
+        grid[:3, 3] = _first_pixel(volume, aligned)
+        return SlicePlane(
+            pixels=pixels,
+            ijk_to_ras=grid,
+            valid=finite_pixels(pixels),
+            aligned=aligned,
+            modality=volume.modality,
+            units=volume.units,
+            description=f"{self.view} {index + 1} of {volume.size[aligned.axis]}, aligned",
+            spacing_known=volume.spacing_known,
+            background=volume.background,
+        )
 
 
 def _resampled_plane(volume: Volume, frame: Frame) -> SlicePlane:

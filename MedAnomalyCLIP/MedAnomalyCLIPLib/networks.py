@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .bundle import Bundle, BundleManifest
 from .errors import DependencyMissing, InvalidRequest, needs_full
-from .runtime import AUTO, ONNX, RUNTIMES, TORCH, select_device
+from .runtime import AUTO, ONNX, RUNTIMES, TORCH, select_device, select_precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
     from .preprocess import PlanePreprocessor
 
 
+SLICES_AT_ONCE = 8
+"""Where memory and latency count for more than the little that a CPU gains by larger batches."""
+
+
 class NetworkOutput(NamedTuple):
-    """What a network says about B slices.
+    """What a network says about B slices: arrays, or tensors that may not be computed yet.
 
     Attributes:
         map: (B, S, S) float32 in [0, 1], 0 on padding.
@@ -30,9 +35,9 @@ class NetworkOutput(NamedTuple):
         unlikeness: (B,) float32, 0 and above; None for detectors that do not know what they learned from.
     """
 
-    map: np.ndarray
-    score: np.ndarray
-    unlikeness: np.ndarray | None
+    map: Any
+    score: Any
+    unlikeness: Any
 
 
 class Network(Protocol):
@@ -42,11 +47,13 @@ class Network(Protocol):
         runtime: what computes, with its version, for example "ONNX Runtime 1.32.0".
         device: as torch names it.
         precision: what it computes in.
+        under_way: batches that it computes at once, when it is called again before what it gave is fetched.
     """
 
     runtime: str
     device: str
     precision: str
+    under_way: int
 
     @property
     def preprocessor(self) -> PlanePreprocessor:
@@ -56,17 +63,32 @@ class Network(Protocol):
     def preset_texts(self) -> np.ndarray:
         """(P, 2, E) stored text features of the detector's presets, in their order."""
 
-    def __call__(self, images: np.ndarray, valid: np.ndarray, text: np.ndarray | None) -> NetworkOutput:
+    @property
+    def batch_size(self) -> int:
+        """Slices that best go through it together, as far as memory allows."""
+
+    def __call__(self, images: Any, valid: Any, text: np.ndarray | None) -> NetworkOutput:
         """Run it.
 
         Shapes:
-            images: (B, 3, S, S) float32; valid: (B, S, S) bool; text: (2, E) to compare with, None for the
-                detector's text about images of any kind.
+            images: (B, 3, S, S) float32; valid: (B, S, S) bool, as the preprocessor makes them; text: (2, E)
+                to compare with, None for the detector's text about images of any kind.
+
+        Raises:
+            DeviceMemoryExhausted: a GPU's memory does not hold a single slice's work.
         """
+
+    def fetch(self, values: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
+        """Begin to bring what it or its preprocessor made to the host; a call of the answer waits for it."""
 
 
 def load_network(
-    bundle: Bundle, *, device: str = "auto", runtime: str = AUTO, features: FeatureMaps | None = None
+    bundle: Bundle,
+    *,
+    device: str = "auto",
+    runtime: str = AUTO,
+    precision: str = AUTO,
+    features: FeatureMaps | None = None,
 ) -> Network:
     """The network of a bundle, where and by what it is to run.
 
@@ -75,6 +97,8 @@ def load_network(
         device: see `runtime.select_device`.
         runtime: "torch"; "onnx", on the CPU only; or "auto", which takes ONNX Runtime where it is installed,
             the device is the CPU and the bundle has its graph, else PyTorch.
+        precision: what the tower computes in, see `runtime.select_precision`; the parts around it keep to
+            float32. ONNX Runtime knows no other.
         features: see `SliceDetector.load`.
 
     Raises:
@@ -82,7 +106,10 @@ def load_network(
         DependencyMissing: a package is not installed.
         BundleInvalid: weights or graph cannot be used.
     """
-    if _choose(bundle.manifest, device, runtime, with_features=features is not None) == ONNX:
+    other = precision not in (AUTO, "float32")
+    if runtime == ONNX and other:
+        raise InvalidRequest(f"ONNX Runtime does not compute in {precision}; that takes --runtime torch")
+    if _choose(bundle.manifest, device, runtime, with_features=features is not None or other) == ONNX:
         try:
             from .onnx_network import OnnxNetwork
 
@@ -95,7 +122,8 @@ def load_network(
     try:
         from .torch_network import TorchNetwork
 
-        return TorchNetwork(bundle.build(), bundle.manifest.preprocess, where, features)
+        computed_in = select_precision(precision, where)
+        return TorchNetwork(bundle.build(), bundle.manifest.preprocess, where, features, computed_in)
     except ImportError as error:
         raise needs_full("This detector needs", error) from error
 

@@ -5,13 +5,14 @@ The graph is the bundle's `network.onnx`, which finds its weights in the bundle'
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .bundle import NETWORK, WEIGHTS, Bundle
 from .errors import BundleInvalid
-from .networks import NetworkOutput
+from .networks import SLICES_AT_ONCE, NetworkOutput
 from .numpy_preprocess import NumpyPreprocessor
 from .runtime import cpu_threads
 
@@ -23,6 +24,7 @@ class OnnxNetwork:
     """See `networks.Network`."""
 
     device, precision = "cpu", "float32"
+    under_way, batch_size = 1, SLICES_AT_ONCE
 
     def __init__(self, session: Any, bundle: Bundle, text_bank: np.ndarray, preset_texts: np.ndarray) -> None:
         from onnxruntime import __version__
@@ -71,6 +73,9 @@ class OnnxNetwork:
                 f"{self._where} gives maps or scores of another shape; get the detector again"
             )
         return NetworkOutput(found["map"], found["score"], found.get("unlikeness"))
+
+    def fetch(self, values: Sequence[Any]) -> Callable[[], list[np.ndarray]]:
+        return lambda: list(values)
 
 
 def _session(bundle: Bundle) -> Any:

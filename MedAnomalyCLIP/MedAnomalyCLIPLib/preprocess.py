@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 COLOURS = ("keep", "grey")
 DEFAULT_WINDOW = "default"
 
-_LARGEST = 8e307  # twice this is still a float64
+LARGEST = 8e307  # twice this is still a float64
 NARROWEST_WINDOW = 1e-30  # a window narrower than this cannot be divided by in float32
 
 
@@ -195,12 +195,30 @@ class Prepared:
     window: tuple[float, float]
 
 
+@dataclass(frozen=True, eq=False)
+class PreparedBatch:
+    """Slices as the network takes them, together.
+
+    Attributes:
+        images: (B, 3, S, S) float32, an array or a tensor.
+        valid: (B, S, S) bool, likewise.
+        fits: where each slice lies in them.
+        windows: (B, 2) float64, (low, high) of each, likewise.
+    """
+
+    images: Any
+    valid: Any
+    fits: tuple[SquareFit, ...]
+    windows: Any
+
+
 class PlanePreprocessor(ABC):
     """Turns slices into network input as one `PreprocessSpec` says, and maps back onto slices.
 
     Window (stored values to [0, 1]; pixels without an image become 0), resize, pad with 0 to a square, three
     equal channels if there is one, normalise. `SlicePreprocessor` does so with MONAI and PyTorch,
-    `numpy_preprocess.NumpyPreprocessor` without them; a test holds the two against each other.
+    `numpy_preprocess.NumpyPreprocessor` without them, `device_preprocess.DevicePreprocessor` on a GPU; tests
+    hold them against each other.
     """
 
     def __init__(self, spec: PreprocessSpec) -> None:
@@ -217,13 +235,33 @@ class PlanePreprocessor(ABC):
             InvalidRequest: a window that is not two finite numbers in order.
         """
         values, valid = _numbers_of(plane)
-        low, high = self._window(plane, values, valid) if window is None else _checked_window(window)
+        low, high = self._window(plane, values, valid) if window is None else checked_window(window)
         if valid is not None:
             values[~valid] = low
         image = values[None] if values.ndim == 2 else np.ascontiguousarray(values.transpose(2, 0, 1))
         fit = SquareFit.of(plane.shape, plane.spacing, self.spec.size)
         inside = np.ones(plane.shape, dtype=bool) if valid is None else valid
         return Prepared(self._square(image, low, high, fit), self._square_mask(inside, fit), fit, (low, high))
+
+    def prepare_many(
+        self, planes: Sequence[SlicePlane], window: tuple[float, float] | None = None
+    ) -> PreparedBatch:
+        """Make the network's input of several planes; arguments and errors as for `prepare`."""
+        prepared = [self.prepare(plane, window) for plane in planes]
+        return PreparedBatch(
+            np.stack([np.asarray(item.tensor) for item in prepared]),
+            np.stack([np.asarray(item.valid) for item in prepared]),
+            tuple(item.fit for item in prepared),
+            np.array([item.window for item in prepared], dtype=np.float64),
+        )
+
+    def map_back_many(self, network_maps: Any, fits: Sequence[SquareFit]) -> Sequence[Any]:
+        """Bring (B, S, S) maps back to their planes' own pixels, as `map_back` does.
+
+        Returns:
+            For each an (H, W) float32 array; or a tensor, where a device does it.
+        """
+        return [self.map_back(network_map, fit) for network_map, fit in zip(network_maps, fits, strict=True)]
 
     def picture(self, prepared: Prepared) -> np.ndarray:
         """What the network is shown, as a picture: normalisation undone, padding and invalid pixels black.
@@ -308,7 +346,7 @@ class SlicePreprocessor(PlanePreprocessor):
 
     def _square(self, image: np.ndarray, low: float, high: float, fit: SquareFit) -> torch.Tensor:
         scaled = _scaled(image, low, high)
-        fitted = _resized(scaled, fit.fitted_shape, self.spec.interpolation).clamp_(0, 1)
+        fitted = resized(scaled[None], fit.fitted_shape, self.spec.interpolation)[0].clamp_(0, 1)
         if self.spec.colour == "grey" and len(fitted) == 3:
             fitted = fitted.mean(0, keepdim=True)
         return self._finish[len(fitted)](fitted).as_tensor()
@@ -337,7 +375,7 @@ def _numbers_of(plane: SlicePlane) -> tuple[np.ndarray, np.ndarray | None]:
     else:
         valid = valid & finite_pixels(pixels)
         # Differences of float64's own extremes would overflow; nothing else comes near the limit.
-        values = np.clip(pixels, -_LARGEST, _LARGEST, dtype=np.float64)
+        values = np.clip(pixels, -LARGEST, LARGEST, dtype=np.float64)
     return values, None if valid.all() else valid
 
 
@@ -358,17 +396,17 @@ def _scaled(image: np.ndarray, low: float, high: float) -> torch.Tensor:
     return convert_to_tensor(scale(torch.from_numpy(image)), track_meta=False)
 
 
-def _resized(image: torch.Tensor, shape: tuple[int, int], interpolation: str) -> torch.Tensor:
-    """(C, H, W) to (C, h, w); each side that shrinks is averaged first, each that grows is interpolated."""
+def resized(images: torch.Tensor, shape: tuple[int, int], interpolation: str) -> torch.Tensor:
+    """(B, C, H, W) to (B, C, h, w); sides that shrink are averaged first, others are interpolated."""
     import torch
 
-    if tuple(image.shape[1:]) == shape:
-        return image
+    if tuple(images.shape[2:]) == shape:
+        return images
     if shape[1] == 1 < shape[0]:  # PyTorch 2.13 gives all rows of a single column the value of the first
-        return _resized(image.mT, (1, shape[0]), interpolation).mT
+        return resized(images.mT, (1, shape[0]), interpolation).mT
     return torch.nn.functional.interpolate(
-        image[None], size=shape, mode=interpolation, align_corners=False, antialias=True
-    )[0]
+        images, size=shape, mode=interpolation, align_corners=False, antialias=True
+    )
 
 
 def mask_in_square(mask: np.ndarray, fit: SquareFit) -> torch.Tensor:
@@ -387,13 +425,14 @@ def mask_in_square(mask: np.ndarray, fit: SquareFit) -> torch.Tensor:
     return square
 
 
-def _checked_window(window: tuple[float, float]) -> tuple[float, float]:
+def checked_window(window: tuple[float, float]) -> tuple[float, float]:
+    """A window as it is used, or InvalidRequest."""
     low, high = (float(value) for value in window)
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise InvalidRequest(
             f"A window needs two finite values, the lower one first, not {low:g} and {high:g}"
         )
-    return max(low, -_LARGEST), min(high, _LARGEST)
+    return max(low, -LARGEST), min(high, LARGEST)
 
 
 def _number(value: Any, name: str) -> float:

@@ -23,6 +23,9 @@ AUTO, TORCH, ONNX = "auto", "torch", "onnx"
 RUNTIMES = (AUTO, TORCH, ONNX)
 """What may run a detector's network, see `networks.load_network`."""
 
+PRECISIONS = (AUTO, "float32", "bfloat16", "float16")
+"""What a tower may compute in, see `select_precision`."""
+
 Window = tuple[float, float]
 Answer = TypeVar("Answer")
 Step = TypeVar("Step")
@@ -52,6 +55,28 @@ def select_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidRequest(f"Device {name!r} cannot be used here; choose auto, cpu, cuda or mps") from error
     return device
+
+
+def select_precision(name: str, device: torch.device) -> torch.dtype:
+    """What a tower computes in.
+
+    Args:
+        name: "float32", "bfloat16", "float16"; or "auto" for bfloat16 on CUDA devices that have it, float16
+            on others, float32 elsewhere.
+        device: where.
+
+    Raises:
+        InvalidRequest: there is no such precision.
+    """
+    import torch
+
+    if name not in PRECISIONS:
+        raise InvalidRequest(f"There is no precision {name!r}; choose one of {', '.join(PRECISIONS)}")
+    if name != AUTO:
+        return getattr(torch, name)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def available_devices() -> tuple[str, ...]:

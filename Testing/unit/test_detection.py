@@ -89,7 +89,7 @@ def test_while_one_batch_is_detected_no_more_than_the_next_is_cut(detector, volu
 def test_slices_are_prepared_while_the_network_runs(detector, volume, monkeypatch):
     """Each waits for the other: the second batch's preparation ends before the first batch's network does."""
     prepared = threading.Event()
-    prepare, network = detector._preprocessor.prepare, detector._network
+    prepare, run = detector._preprocessor.prepare, type(detector.network).__call__
 
     def notice(plane, window):
         if plane.aligned.index == 1:
@@ -98,10 +98,10 @@ def test_slices_are_prepared_while_the_network_runs(detector, volume, monkeypatc
 
     def slow(*inputs):
         assert prepared.wait(20), "nothing was prepared meanwhile"
-        return network(*inputs)
+        return run(*inputs)
 
     monkeypatch.setattr(detector._preprocessor, "prepare", notice)
-    monkeypatch.setattr(detector, "_network", slow)
+    monkeypatch.setattr(type(detector.network), "__call__", slow)
     planes = [cut_slice(volume, 2, k) for k in range(2)]
     assert len(list(detector.detect_many(planes, batch_size=1))) == 2
 

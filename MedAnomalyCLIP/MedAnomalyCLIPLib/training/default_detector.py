@@ -205,7 +205,7 @@ def run(
     ready = _as_bundle(manifest, detector, place.work / "uncalibrated", place.device)
     manifest = calibrate(manifest, ready, valid, bar("calibrate"))
     calibrated = save_bundle(place.work / "calibrated", manifest, detector, "", text_side(model.clip))
-    ready = SliceDetector.load(calibrated.folder, device=str(place.device))
+    ready = SliceDetector.load(calibrated.folder, device=str(place.device), precision="float32")
     tested = [record for record in records if record.split == "test"]
     manifest = replace(manifest, quality=_measure(ready, tested))
     started = "" if place.start is None else name_of(place.start)
@@ -328,7 +328,7 @@ def _as_bundle(
 ) -> SliceDetector:
     """The detector read back from disk, so that thresholds belong to weights as they are stored."""
     bundle = save_bundle(place, manifest, detector, "")
-    return SliceDetector.load(bundle.folder, device=str(device))
+    return SliceDetector.load(bundle.folder, device=str(device), precision="float32")
 
 
 def _measure(

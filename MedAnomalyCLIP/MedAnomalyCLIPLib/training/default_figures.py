@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(arguments: argparse.Namespace) -> dict[str, Any]:
     bundle = arguments.model or default_bundle_path()
     records = read_records(arguments.data)
-    detector = SliceDetector.load(bundle, device=arguments.device, runtime=TORCH)
+    detector = SliceDetector.load(bundle, device=arguments.device, runtime=TORCH, precision="float32")
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     tested = [record for record in records if record.split == "test"]
@@ -145,7 +145,7 @@ def few_shot(
             trained = train(
                 read_recipe("memory", changes), learned, folder, device=torch.device("cpu"), quiet=True
             )
-            detector = SliceDetector.load(trained.bundle.folder, device=device)
+            detector = SliceDetector.load(trained.bundle.folder, device=device, precision="float32")
             drawn.append(set_figures(tested, detect_records(detector, tested)))
         told[str(shots)] = {
             key: list(mean_and_spread(f[key] for f in drawn)) for key in SHOWN if key in drawn[0]

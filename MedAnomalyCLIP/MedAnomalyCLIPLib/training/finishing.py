@@ -162,7 +162,7 @@ def _as_it_will_be(
     """The detector read back from disk, so that thresholds belong to weights as they are stored."""
     try:
         save_bundle(place, manifest, detector, "")
-        return SliceDetector.load(place, device=str(device), features=features)
+        return SliceDetector.load(place, device=str(device), precision="float32", features=features)
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

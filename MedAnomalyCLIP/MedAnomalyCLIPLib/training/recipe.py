@@ -20,6 +20,7 @@ from ..detectors.specification import DetectorSpec
 from ..errors import InvalidRequest
 from ..plain_files import read_small_file
 from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
+from ..runtime import PRECISIONS
 from ..synthesis import SynthesisConfig
 
 if sys.version_info >= (3, 11):
@@ -37,7 +38,6 @@ MAP_TERMS = ("none", "fused", "each_tap")
 IMAGE_TERMS = ("none", "mean_patch", "class")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 CRITERIA = ("image_auroc", "pixel_ap", "mean", "last")
 
 

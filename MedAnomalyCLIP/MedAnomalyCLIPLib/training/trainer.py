@@ -25,6 +25,7 @@ from ..detection import FeatureMaps
 from ..detectors.support import with_fitting_memory
 from ..errors import Cancelled, InvalidRequest, UnreadableImage
 from ..evaluation.metrics import ranking_figures
+from ..runtime import select_precision
 from .batches import Batch, Batches, seeded_generator, with_views
 from .checkpoint import load_checkpoint, save_checkpoint
 from .images import ChosenImages, choose_images
@@ -159,7 +160,7 @@ class _Run:
             betas=optimisation.betas,
             weight_decay=optimisation.weight_decay,
         )
-        self.precision = chosen_precision(optimisation.precision, self.device)
+        self.precision = select_precision(optimisation.precision, self.device)
         # Gradients of half precision would vanish below 6e-8 unless they are scaled up.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.batches = Batches(self.training, self.recipe)
@@ -336,15 +337,6 @@ def frozen_clip(recipe: Recipe, download: bool) -> Any:
             return clip
         return clip_with_state(recipe.detector.tower, clip.state_dict(), donor.folder.name)
     return load_clip(recipe.detector.tower, recipe.clip, download=download)
-
-
-def chosen_precision(name: str, device: torch.device) -> torch.dtype:
-    """What the tower runs in."""
-    if name != "auto":
-        return getattr(torch, name)
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
 def batch_of(prepared: PreparedImages, indices: Sequence[int]) -> Batch:
