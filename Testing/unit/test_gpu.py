@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from MedAnomalyCLIPLib import cuda
 from MedAnomalyCLIPLib.background import EMPTY, Background
+from MedAnomalyCLIPLib.cli import main
 from MedAnomalyCLIPLib.clip.lowered import LoweredTower, fold_quick_gelu
 from MedAnomalyCLIPLib.clip.towers import create_vision_tower
 from MedAnomalyCLIPLib.detection import SliceDetector, detect_slices
@@ -353,6 +355,20 @@ def test_a_gpu_agrees_with_the_cpu():
 def test_what_cannot_be_computed_in_is_refused(tiny_bundle, options, words):
     with pytest.raises(InvalidRequest, match=words):
         SliceDetector.load(tiny_bundle.folder, device="cpu", **options)
+
+
+def test_the_command_line_hands_the_precision_on(tmp_path):
+    asked = []
+
+    def load(bundle, device, **options):
+        asked.append(options)
+        raise InvalidRequest("enough")
+
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "slice.png")
+    command = ["detect", str(tmp_path / "slice.png"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--precision", "float16"], load=load) == 2
+    assert main(command, load=load) == 2
+    assert asked == [{"runtime": "auto", "precision": "float16"}, {}]
 
 
 # What is told of slices beside the network, quickly
