@@ -10,9 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from MedAnomalyCLIPLib import cuda
 from MedAnomalyCLIPLib.background import EMPTY, Background
+from MedAnomalyCLIPLib.cli import main
 from MedAnomalyCLIPLib.clip.lowered import LoweredTower, fold_quick_gelu
 from MedAnomalyCLIPLib.clip.towers import create_vision_tower
 from MedAnomalyCLIPLib.detection import SliceDetector, detect_slices
@@ -21,6 +23,7 @@ from MedAnomalyCLIPLib.device_preprocess import DevicePreprocessor, percentile
 from MedAnomalyCLIPLib.errors import DeviceMemoryExhausted, InvalidRequest
 from MedAnomalyCLIPLib.geometry import SlicePlane, cut_slice, cut_slices
 from MedAnomalyCLIPLib.preprocess import STANDARD_WINDOWS, PreprocessSpec, SlicePreprocessor, WindowRule
+from MedAnomalyCLIPLib.torch_network import TorchNetwork
 from MedAnomalyCLIPLib.volume import Volume
 from unit.grids import bounded
 
@@ -281,9 +284,13 @@ def test_settings_of_the_process_are_put_back():
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_tower_of_16_bits_says_nearly_the_same(make_bundle, tiny_manifest, kind, precision):
     spec = replace(tiny_manifest.detector, adapter=AdapterSpec(kind))
-    folder = make_bundle(detector=spec).folder
+    bundle = make_bundle(detector=spec)
     whole, lowered = (
-        SliceDetector.load(folder, device="cpu", precision=wanted) for wanted in ("float32", precision)
+        SliceDetector(
+            bundle,
+            TorchNetwork(bundle.build(), bundle.manifest.preprocess, CPU, precision=getattr(torch, wanted)),
+        )
+        for wanted in ("float32", precision)
     )
     assert lowered.network.module.tower.tower.visual.proj.dtype == getattr(torch, precision)
     assert (whole.provenance.precision, lowered.provenance.precision) == ("float32", precision)
@@ -347,12 +354,26 @@ def test_a_gpu_agrees_with_the_cpu():
     ("options", "words"),
     [
         ({"precision": "float8"}, "one of auto, float32"),
-        ({"precision": "bfloat16", "runtime": "onnx"}, "does not compute in bfloat16"),
+        ({"precision": "bfloat16", "runtime": "onnx"}, "takes --runtime torch"),
     ],
 )
 def test_what_cannot_be_computed_in_is_refused(tiny_bundle, options, words):
     with pytest.raises(InvalidRequest, match=words):
         SliceDetector.load(tiny_bundle.folder, device="cpu", **options)
+
+
+def test_the_command_line_hands_the_precision_on(tmp_path):
+    asked = []
+
+    def load(bundle, device, **options):
+        asked.append(options)
+        raise InvalidRequest("enough")
+
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "slice.png")
+    command = ["detect", str(tmp_path / "slice.png"), "--output", str(tmp_path / "out")]
+    assert main([*command, "--precision", "bfloat16"], load=load) == 2
+    assert main(command, load=load) == 2
+    assert asked == [{"runtime": "auto", "precision": "bfloat16"}, {}]
 
 
 # What is told of slices beside the network, quickly
