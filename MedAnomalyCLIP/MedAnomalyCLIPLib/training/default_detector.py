@@ -313,7 +313,7 @@ def _manifest_of(detector: AnomalyDetector, training: Sequence[ImageRecord]) -> 
     return BundleManifest(
         format=FORMAT,
         name="MedAnomalyCLIP default",
-        version="2",
+        version="3",
         description="Compact CLIP that compares patches and images with sentences about their kind",
         licence="Research use only: the terms of several training collections are research-only or unstated",
         detector=detector.spec,

@@ -41,7 +41,7 @@ class HeadTraining:
         seed: of everything random.
     """
 
-    batches: int = 180
+    batches: int = 0
     outlined: int = 12
     painted: int = 8
     labelled: int = 12

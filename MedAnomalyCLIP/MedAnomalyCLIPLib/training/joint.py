@@ -73,24 +73,24 @@ class JointTraining:
         seed: of everything random.
     """
 
-    steps: int = 650
-    horizon: int = 750
-    outlined: int = 12
-    painted: int = 10
-    others: int = 10
+    steps: int = 2200
+    horizon: int = 2227
+    outlined: int = 40
+    painted: int = 24
+    others: int = 64
     small_side: int = 192
-    small_steps: int = 450
+    small_steps: int = 1100
     learning_rate: float = 6e-4
     weight_decay: float = 0.05
-    warmup: int = 40
+    warmup: int = 200
     distillation: float = 0.5
     contrastive: float = 0.2
     terms: TermWeights = field(default_factory=TermWeights)
     appearance: bool = True
     own_sentences: float = 0.7
     synthesis: SynthesisConfig = field(default_factory=lambda: MANY_SCALES)
-    ema_decay: float = 0.996
-    checkpoint_every: int = 50
+    ema_decay: float = 0.999
+    checkpoint_every: int = 275
     seed: int = 0
 
     def side(self, step: int, full: int) -> int:

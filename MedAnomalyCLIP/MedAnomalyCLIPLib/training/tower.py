@@ -51,18 +51,18 @@ class TowerTraining:
         seed: of batches, views and sentences.
     """
 
-    steps: int = 700
-    horizon: int = 1200
-    side: int = 160
-    batch_size: int = 48
+    steps: int = 2400
+    horizon: int = 2800
+    side: int = 192
+    batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    warmup: int = 60
+    warmup: int = 300
     distillation: float = 1.0
     contrastive_weight: float = 0.3
     appearance: bool = True
-    ema_decay: float = 0.998
-    checkpoint_every: int = 100
+    ema_decay: float = 0.999
+    checkpoint_every: int = 1200
     seed: int = 0
 
 
