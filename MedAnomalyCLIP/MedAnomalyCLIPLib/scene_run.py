@@ -161,8 +161,8 @@ class VolumeRun:
         wanted = [index for index in self.requested if continued is None or index not in continued.rows]
         self._volume = volume
         self._room = min(self.requested), max(self.requested)
-        self._image = new_image(volume)
-        if continued is None:
+        self._image = new_image(volume) if continued is None else None
+        if self._image is not None:
             call(partial(empty, self._image))
         self._stream = SliceStream(wanted, lambda index: cut_slice(volume, self.axis, index), submit)
 
