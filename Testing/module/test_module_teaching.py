@@ -252,7 +252,7 @@ def test_interrupting_the_console_stops_the_worker(logic, head, start, temporary
 
 def test_a_view_is_brought_back_to_a_plane(views, head):
     from MedAnomalyCLIPLib.scene import plane_in_view
-    from MedAnomalyCLIPLib.scene_slices import show_plane
+    from MedAnomalyCLIPLib.scene_navigation import show_plane
 
     views["Red"].tilt(12)
     plane = plane_in_view(head, "Red")
