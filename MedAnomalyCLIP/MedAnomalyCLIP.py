@@ -67,7 +67,7 @@ def _registerSampleData():
 
 
 class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel. What it shows is in the parameter node, the logic and the scene, but for the last result."""
+    """The panel, made of parts in panel_*.py. What it shows is in the parameter node, logic and scene."""
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -75,15 +75,14 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
-        self._result = None
 
     # Lifecycle
 
     def setup(self):
         from MedAnomalyCLIPLib.panel_advanced import AdvancedSection
+        from MedAnomalyCLIPLib.panel_detect import DetectPanel
         from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
         from MedAnomalyCLIPLib.panel_display import DisplayPanel
-        from MedAnomalyCLIPLib.panel_keys import add_shortcut
         from MedAnomalyCLIPLib.panel_prompt import PromptSelector
         from MedAnomalyCLIPLib.panel_setup import SetupSection
         from MedAnomalyCLIPLib.panel_teach import TeachSection
@@ -98,9 +97,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = MedAnomalyCLIPLogic()
 
-        self.ui.detectButton.toolTip = _("Detect on the plane that the view shows now (Ctrl+Return)")
         self.ui.messageLabel.hide()
-        self.ui.detectButton.connect("clicked(bool)", self.onDetectButton)
         self.ui.restoreButton.connect("clicked(bool)", self.onRestoreButton)
         self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
         self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
@@ -110,10 +107,17 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.ui, self.logic, lambda: self._parameterNode, self.currentViewName
         )
         self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, self._advanced.log.add)
+        self._detect = DetectPanel(
+            self.ui,
+            self.parent,
+            self,
+            lambda: self._volume.is_working,
+            self._advanced.log.add,
+            self._setup.learn_speed,
+        )
         self._display = DisplayPanel(self.ui, self.parent, self.logic, self.onColoursChosen)
         self._volume = VolumePanel(self.ui, self.parent, self)
         self._teach = TeachSection(self.ui, self.logic, self.currentInputs, self.onDetectorChosen)
-        self._shortcut = add_shortcut(self.parent, "Ctrl+Return", self.onDetectButton)
 
         self._pollTimer = qt.QTimer()
         self._pollTimer.interval = POLL_INTERVAL_MS
@@ -160,8 +164,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._teach.scene_closed()
         self.setParameterNode(None)
         self._volume.clear()
-        self._result = None
-        self.showResult()
+        self._detect.clear()
 
     def onSceneEndClose(self, caller, event):
         if self.parent.isEntered:
@@ -321,32 +324,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.planeLabel.text = text
         self._teach.update_inputs()
 
-    # Detection
-
-    def onDetectButton(self):
-        if self.logic.isRunning() and not self._volume.is_working:
-            self.stopRun(_("Cancelled."))
-        elif self.ui.detectButton.enabled:
-            self.startRun()
-
-    def startRun(self):
-        parameters = self._parameterNode
-        self.showMessage("")
-        try:
-            self.logic.startDetection(
-                parameters.inputVolume,
-                self.currentViewName(),
-                opacity=parameters.opacity,
-                onDone=self.onDone,
-                **self.choice(),
-            )
-        except MedAnomalyCLIPError as error:
-            self.showMessage(str(error))
-            return
-        self.ui.scoreLabel.text = _("Detecting…")
-        self.ui.resultLabel.text = ""
-        self._pollTimer.start()
-        self.updateButtons()
+    # Runs
 
     def startPolling(self):
         self._pollTimer.start()
@@ -365,22 +343,6 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if not running:
                 self.onRunEnded()
 
-    def onDone(self, detection, error):
-        """There is a detection, or an error that the reader can mend."""
-        from MedAnomalyCLIPLib.panel_words import log_words
-
-        if error is not None:
-            self.showMessage(str(error))
-            self._advanced.log.add(str(error))
-            return
-        self._result = detection.result
-        self._advanced.log.add(log_words(detection.result))
-        # Both sliders may have been moved while the detector ran, or another module may be shown by now.
-        parameters = self.parameters()
-        self.followThreshold(parameters, detection.result.threshold)
-        self.logic.setVisible(parameters.overlayVisible, parameters.opacity)
-        self._setup.learn_speed(parameters.detector, parameters.device, detection.result)
-
     def followThreshold(self, parameters, threshold):
         """A first result is there: it follows the slider if the reader moved that, else the slider it."""
         if parameters.thresholdChosen:
@@ -392,25 +354,12 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onRunEnded(self):
         self._pollTimer.stop()
         self._volume.end()
-        self.showResult()
+        self._detect.show()
         self.updateButtons()
 
     def onRestoreButton(self):
         self.logic.restoreForegrounds()
         self.updateButtons()
-
-    # What the panel says
-
-    def showResult(self):
-        from MedAnomalyCLIPLib.panel_words import result_words
-
-        result = self._result
-        if result is None:
-            self.ui.scoreLabel.text = _("No result yet")
-            self.ui.resultLabel.text = ""
-            return
-        self.ui.scoreLabel.text = _("Score {score:.2f}").format(score=result.score)
-        self.ui.resultLabel.text = result_words(result)
 
     def showMessage(self, text):
         self.ui.messageLabel.text = text
@@ -420,9 +369,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         running = self.logic.isRunning()
         self._advanced.update()
         ready = self._parameterNode is not None and self._parameterNode.inputVolume is not None
-        single = running and not self._volume.is_working
-        self.ui.detectButton.text = _("Cancel") if single else _("Detect")
-        self.ui.detectButton.enabled = single or (ready and not running)
+        self._detect.update(ready, running)
         self._volume.update(ready, running)
         self.ui.ownThresholdButton.enabled = ready and not running and self._parameterNode.thresholdChosen
         self.ui.restoreButton.enabled = self.logic.hasOverlay()
