@@ -14,7 +14,6 @@ from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import *
 from slicer.util import VTKObservationMixin
 
-from MedAnomalyCLIPLib.errors import MedAnomalyCLIPError
 from MedAnomalyCLIPLib.scene_logic_setup import SetupLogic
 from MedAnomalyCLIPLib.scene_logic_teaching import TeachingLogic
 from MedAnomalyCLIPLib.scene_logic_volumes import VolumeLogic
@@ -22,7 +21,6 @@ from MedAnomalyCLIPLib.scene_parameters import MedAnomalyCLIPParameterNode
 from MedAnomalyCLIPLib.scene_self_test import SelfTests
 
 POLL_INTERVAL_MS = 15
-PLANE_LABEL_DELAY_MS = 150
 HOMEPAGE = "https://github.com/MedAnomalyCLIP/SlicerMedAnomalyCLIP"
 PAPERS = (
     "MVFA: C. Huang et al., Adapting Visual-Language Models for Generalizable Anomaly Detection in Medical"
@@ -86,7 +84,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         from MedAnomalyCLIPLib.panel_prompt import PromptSelector
         from MedAnomalyCLIPLib.panel_setup import SetupSection
         from MedAnomalyCLIPLib.panel_teach import TeachSection
-        from MedAnomalyCLIPLib.panel_views import ViewSelector
+        from MedAnomalyCLIPLib.panel_views import ViewPanel
         from MedAnomalyCLIPLib.panel_volume import VolumePanel
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
 
@@ -100,32 +98,26 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.messageLabel.hide()
         self.ui.restoreButton.connect("clicked(bool)", self.onRestoreButton)
         self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
-        self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
         self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
-        self._prompts = PromptSelector(self.ui, self.onPresetChosen)
+        self._prompts = PromptSelector(self.ui, self.keepChoice)
         self._advanced = AdvancedSection(
             self.ui, self.logic, lambda: self._parameterNode, self.currentViewName
         )
-        self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, self._advanced.log.add)
-        self._detect = DetectPanel(
-            self.ui,
-            self.parent,
-            self,
-            lambda: self._volume.is_working,
-            self._advanced.log.add,
-            self._setup.learn_speed,
-        )
-        self._display = DisplayPanel(self.ui, self.parent, self.logic, self.onColoursChosen)
+        log = self._advanced.log.add
+        self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, log)
+        self._display = DisplayPanel(self.ui, self.parent, self.logic, self.keepChoice)
         self._volume = VolumePanel(self.ui, self.parent, self)
+        self._detect = DetectPanel(
+            self.ui, self.parent, self, lambda: self._volume.is_working, log, self._setup.learn_speed
+        )
         self._teach = TeachSection(self.ui, self.logic, self.currentInputs, self.onDetectorChosen)
+        self._viewPanel = ViewPanel(
+            self.ui, self.logic, self.currentInputs, self.keepChoice, self._teach.update_inputs
+        )
 
         self._pollTimer = qt.QTimer()
         self._pollTimer.interval = POLL_INTERVAL_MS
         self._pollTimer.connect("timeout()", self.onPoll)
-        self._planeTimer = qt.QTimer()
-        self._planeTimer.interval = PLANE_LABEL_DELAY_MS
-        self._planeTimer.singleShot = True
-        self._planeTimer.connect("timeout()", self.updatePlaneLabel)
 
         self._views = ViewWatcher(self.updateViews)
         scene = slicer.mrmlScene
@@ -189,7 +181,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.removeObservers(self.onParameters)
             self._volume.forget()
             self._views.stop()
-            self._planeTimer.stop()
+            self._viewPanel.stop()
         self._parameterNode = node
         if node is not None:
             self.logic.threshold = node.threshold
@@ -222,7 +214,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._volume.show()
         self._display.show(self._parameterNode)
         self.updateButtons()
-        self._planeTimer.start()
+        self._viewPanel.plane_changed()
 
     def choice(self):
         """What the reader chose of a detection, as keyword arguments of the logic."""
@@ -246,21 +238,18 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def updateViews(self):
         """A view came, went or moved: update the selector and, a moment later, the plane's words."""
-        self._viewSelector.show(self.logic.viewNames(), self._views.touched, self._parameterNode.viewName)
-        self._planeTimer.start()
+        self._viewPanel.show(self.logic.viewNames(), self._views.touched, self._parameterNode.viewName)
+        self._viewPanel.plane_changed()
 
-    def onViewChosen(self, viewName):
+    def keepChoice(self, **choice):
+        """Parameters by name that the reader chose in a widget to which none can be bound."""
         if self._parameterNode is not None:
-            self._parameterNode.viewName = viewName
+            for name, value in choice.items():
+                setattr(self._parameterNode, name, value)
 
     def onDetectorChosen(self, folder):
         self.showMessage("")
-        if self._parameterNode is not None:
-            self._parameterNode.detector = folder
-
-    def onPresetChosen(self, preset):
-        if self._parameterNode is not None:
-            self._parameterNode.preset = preset
+        self.keepChoice(detector=folder)
 
     def showPresets(self):
         """Offer the detector's presets, with the guess for the volume."""
@@ -283,16 +272,13 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.thresholdChosen = False
             self.showOwnThreshold()
+            self.startPolling()
 
     def showOwnThreshold(self):
         """Set the slider, and with it the maps that are shown, to the selected detector's own threshold."""
         if self._detectors.selected is not None:
-            self.logic.setThreshold(self._detectors.selected.manifest.threshold)
+            self.logic.setThreshold(self._detectors.selected.manifest.threshold, wait=False)
             self._parameterNode.threshold = self.logic.threshold
-
-    def onColoursChosen(self, node):
-        if self._parameterNode is not None:
-            self._parameterNode.colours = node
 
     def currentViewName(self):
         """Layout name of the chosen view, or of the one last touched."""
@@ -310,19 +296,6 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is None:
             return Inputs(None, "", "")
         return Inputs(self._parameterNode.inputVolume, self.currentViewName(), self._parameterNode.detector)
-
-    def updatePlaneLabel(self):
-        if self._parameterNode is None:
-            return
-        volume = self._parameterNode.inputVolume
-        text = ""
-        if volume is not None:
-            try:
-                text = self.logic.describePlane(volume, self.currentViewName())
-            except MedAnomalyCLIPError as error:
-                text = str(error)
-        self.ui.planeLabel.text = text
-        self._teach.update_inputs()
 
     # Runs
 

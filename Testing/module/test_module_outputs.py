@@ -354,6 +354,27 @@ def test_small_parts_can_be_left_out_live(panel, head, run, wait):
     assert sum(row.area_mm2 for row in volume_map(panel).rows.values()) == pytest.approx(before)
 
 
+def test_reset_is_followed_by_all_slices_and_waits_for_none(panel, head, run, wait, monkeypatch):
+    from MedAnomalyCLIPLib import scene_jobs
+
+    run()
+    areas = {index: row.area_mm2 for index, row in volume_map(panel).rows.items()}
+    own = panel._detectors.selected.manifest.threshold
+    panel.ui.thresholdSlider.value = 0.9
+    wait(lambda: not panel.logic.poll())
+    chosen = {index: row.area_mm2 for index, row in volume_map(panel).rows.items()}
+    assert chosen != areas
+    with monkeypatch.context() as patched:
+        patched.setattr(scene_jobs, "_REFRESH_SECONDS", -1.0)  # no slice follows yet
+        panel.ui.ownThresholdButton.click()
+        assert {index: row.area_mm2 for index, row in volume_map(panel).rows.items()} == chosen
+        assert volume_map(panel).node.GetDisplayNode().GetLowerThreshold() == pytest.approx(own)
+    wait(lambda: not panel._pollTimer.active)
+    voxels = np.clip(VOXELS / 1000, 0, 1).astype(np.float32)
+    expected = {k: pytest.approx((voxels[k] >= np.float32(own)).sum() * 4.0) for k in range(DEPTH)}
+    assert {index: row.area_mm2 for index, row in volume_map(panel).rows.items()} == expected
+
+
 def is_coloured(view):
     return bool((np.ptp(view.layers().astype(int), axis=-1) > 30).any())
 
