@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from types import SimpleNamespace
 
@@ -239,7 +238,7 @@ def test_the_main_thread_stays_free(panel, views, wait, monkeypatch):
     panel.ui.rangeButton.click()
     wait(lambda: not panel.logic.isRunning(), seconds=60)
     assert len(seconds) == 30
-    assert statistics.median(seconds) < 0.05
+    assert sorted(seconds)[-2] < 0.05  # in one of them Python may have collected its garbage
 
 
 def test_a_run_writes_into_one_image_and_one_labelmap(panel, views, wait, monkeypatch):
