@@ -150,8 +150,10 @@ class VolumeRun:
         # The first cut says whether slices of this volume can be used at all.
         if cut_slice(volume, self.axis, self.requested[0]).aligned is None:
             raise GeometryRefused(
-                "The voxel axes of this volume are not perpendicular, so results of its slices are no voxels"
-                " of it; detect on the planes of slice views instead"
+                _(
+                    "The voxel axes of this volume are not perpendicular, so results of its slices are no"
+                    " voxels of it; detect on the planes of slice views instead"
+                )
             )
         check_usable(self._options.map_node, source)
         if continued is not None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from .errors import Cancelled
 from .geometry import SlicePlane, acquisition_axis, cut_plane, cut_slice
@@ -101,7 +102,7 @@ class SliceCutter:
         node, axis, wanted = self._waiting.popleft()
         try:
             if not slicer.mrmlScene.IsNodePresent(node):
-                raise Cancelled("The volume was deleted before all its slices were taken")
+                raise Cancelled(_("The volume was deleted before all its slices were taken"))
             volume = volume_from_node(node)
             plane = wanted if isinstance(wanted, SlicePlane) else cut_slice(volume, axis, wanted)
             return CutSlice(node, plane, volume.background.anatomy_share(plane))
