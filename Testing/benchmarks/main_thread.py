@@ -167,7 +167,9 @@ def scenario(panel: Any, clock: Clock, arguments: argparse.Namespace, told: dict
     clock.until(lambda: not panel.logic.isRunning())
     told["detection"] = time.perf_counter() - begun
     problems += difference(panel, expected, arguments.threshold)
-    clock.begin("threshold")
+    clock.begin("threshold, reset")
+    clock.do(ui.ownThresholdButton.click)
+    clock.until(lambda: not panel._pollTimer.active)
     follow_threshold(panel, clock, arguments.threshold + 0.05)
 
     with tempfile.TemporaryDirectory() as folder:
