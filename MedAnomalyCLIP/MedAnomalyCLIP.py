@@ -14,7 +14,6 @@ from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import *
 from slicer.util import VTKObservationMixin
 
-from MedAnomalyCLIPLib.errors import MedAnomalyCLIPError
 from MedAnomalyCLIPLib.scene_logic_setup import SetupLogic
 from MedAnomalyCLIPLib.scene_logic_teaching import TeachingLogic
 from MedAnomalyCLIPLib.scene_logic_volumes import VolumeLogic
@@ -22,7 +21,6 @@ from MedAnomalyCLIPLib.scene_parameters import MedAnomalyCLIPParameterNode
 from MedAnomalyCLIPLib.scene_self_test import SelfTests
 
 POLL_INTERVAL_MS = 15
-PLANE_LABEL_DELAY_MS = 150
 HOMEPAGE = "https://github.com/MedAnomalyCLIP/SlicerMedAnomalyCLIP"
 PAPERS = (
     "MVFA: C. Huang et al., Adapting Visual-Language Models for Generalizable Anomaly Detection in Medical"
@@ -67,7 +65,7 @@ def _registerSampleData():
 
 
 class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
-    """The panel. What it shows is in the parameter node, the logic and the scene, but for the last result."""
+    """The panel, made of parts in panel_*.py. What it shows is in the parameter node, logic and scene."""
 
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
@@ -75,19 +73,18 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.logic = None
         self._parameterNode = None
         self._parameterNodeGuiTag = None
-        self._result = None
 
     # Lifecycle
 
     def setup(self):
         from MedAnomalyCLIPLib.panel_advanced import AdvancedSection
+        from MedAnomalyCLIPLib.panel_detect import DetectPanel
         from MedAnomalyCLIPLib.panel_detectors import DetectorSelector
         from MedAnomalyCLIPLib.panel_display import DisplayPanel
-        from MedAnomalyCLIPLib.panel_keys import add_shortcut
         from MedAnomalyCLIPLib.panel_prompt import PromptSelector
         from MedAnomalyCLIPLib.panel_setup import SetupSection
         from MedAnomalyCLIPLib.panel_teach import TeachSection
-        from MedAnomalyCLIPLib.panel_views import ViewSelector
+        from MedAnomalyCLIPLib.panel_views import ViewPanel
         from MedAnomalyCLIPLib.panel_volume import VolumePanel
         from MedAnomalyCLIPLib.scene_views import ViewWatcher
 
@@ -98,30 +95,29 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         uiWidget.setMRMLScene(slicer.mrmlScene)
         self.logic = MedAnomalyCLIPLogic()
 
-        self.ui.detectButton.toolTip = _("Detect on the plane that the view shows now (Ctrl+Return)")
         self.ui.messageLabel.hide()
-        self.ui.detectButton.connect("clicked(bool)", self.onDetectButton)
         self.ui.restoreButton.connect("clicked(bool)", self.onRestoreButton)
         self.ui.ownThresholdButton.connect("clicked(bool)", self.onOwnThresholdButton)
-        self._viewSelector = ViewSelector(self.ui.viewSelector, self.onViewChosen)
         self._detectors = DetectorSelector(self.ui, self.onDetectorChosen, self.showMessage)
-        self._prompts = PromptSelector(self.ui, self.onPresetChosen)
+        self._prompts = PromptSelector(self.ui, self.keepChoice)
         self._advanced = AdvancedSection(
             self.ui, self.logic, lambda: self._parameterNode, self.currentViewName
         )
-        self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, self._advanced.log.add)
-        self._display = DisplayPanel(self.ui, self.parent, self.logic, self.onColoursChosen)
+        log = self._advanced.log.add
+        self._setup = SetupSection(self.ui, self.logic, self.chosenDetector, log)
+        self._display = DisplayPanel(self.ui, self.parent, self.logic, self.keepChoice)
         self._volume = VolumePanel(self.ui, self.parent, self)
+        self._detect = DetectPanel(
+            self.ui, self.parent, self, lambda: self._volume.is_working, log, self._setup.learn_speed
+        )
         self._teach = TeachSection(self.ui, self.logic, self.currentInputs, self.onDetectorChosen)
-        self._shortcut = add_shortcut(self.parent, "Ctrl+Return", self.onDetectButton)
+        self._viewPanel = ViewPanel(
+            self.ui, self.logic, self.currentInputs, self.keepChoice, self._teach.update_inputs
+        )
 
         self._pollTimer = qt.QTimer()
         self._pollTimer.interval = POLL_INTERVAL_MS
         self._pollTimer.connect("timeout()", self.onPoll)
-        self._planeTimer = qt.QTimer()
-        self._planeTimer.interval = PLANE_LABEL_DELAY_MS
-        self._planeTimer.singleShot = True
-        self._planeTimer.connect("timeout()", self.updatePlaneLabel)
 
         self._views = ViewWatcher(self.updateViews)
         scene = slicer.mrmlScene
@@ -160,8 +156,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._teach.scene_closed()
         self.setParameterNode(None)
         self._volume.clear()
-        self._result = None
-        self.showResult()
+        self._detect.clear()
 
     def onSceneEndClose(self, caller, event):
         if self.parent.isEntered:
@@ -186,7 +181,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             self.removeObservers(self.onParameters)
             self._volume.forget()
             self._views.stop()
-            self._planeTimer.stop()
+            self._viewPanel.stop()
         self._parameterNode = node
         if node is not None:
             self.logic.threshold = node.threshold
@@ -219,7 +214,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self._volume.show()
         self._display.show(self._parameterNode)
         self.updateButtons()
-        self._planeTimer.start()
+        self._viewPanel.plane_changed()
 
     def choice(self):
         """What the reader chose of a detection, as keyword arguments of the logic."""
@@ -243,21 +238,18 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def updateViews(self):
         """A view came, went or moved: update the selector and, a moment later, the plane's words."""
-        self._viewSelector.show(self.logic.viewNames(), self._views.touched, self._parameterNode.viewName)
-        self._planeTimer.start()
+        self._viewPanel.show(self.logic.viewNames(), self._views.touched, self._parameterNode.viewName)
+        self._viewPanel.plane_changed()
 
-    def onViewChosen(self, viewName):
+    def keepChoice(self, **choice):
+        """Parameters by name that the reader chose in a widget to which none can be bound."""
         if self._parameterNode is not None:
-            self._parameterNode.viewName = viewName
+            for name, value in choice.items():
+                setattr(self._parameterNode, name, value)
 
     def onDetectorChosen(self, folder):
         self.showMessage("")
-        if self._parameterNode is not None:
-            self._parameterNode.detector = folder
-
-    def onPresetChosen(self, preset):
-        if self._parameterNode is not None:
-            self._parameterNode.preset = preset
+        self.keepChoice(detector=folder)
 
     def showPresets(self):
         """Offer the detector's presets, with the guess for the volume."""
@@ -280,16 +272,13 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self._parameterNode is not None:
             self._parameterNode.thresholdChosen = False
             self.showOwnThreshold()
+            self.startPolling()
 
     def showOwnThreshold(self):
         """Set the slider, and with it the maps that are shown, to the selected detector's own threshold."""
         if self._detectors.selected is not None:
-            self.logic.setThreshold(self._detectors.selected.manifest.threshold)
+            self.logic.setThreshold(self._detectors.selected.manifest.threshold, wait=False)
             self._parameterNode.threshold = self.logic.threshold
-
-    def onColoursChosen(self, node):
-        if self._parameterNode is not None:
-            self._parameterNode.colours = node
 
     def currentViewName(self):
         """Layout name of the chosen view, or of the one last touched."""
@@ -308,45 +297,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             return Inputs(None, "", "")
         return Inputs(self._parameterNode.inputVolume, self.currentViewName(), self._parameterNode.detector)
 
-    def updatePlaneLabel(self):
-        if self._parameterNode is None:
-            return
-        volume = self._parameterNode.inputVolume
-        text = ""
-        if volume is not None:
-            try:
-                text = self.logic.describePlane(volume, self.currentViewName())
-            except MedAnomalyCLIPError as error:
-                text = str(error)
-        self.ui.planeLabel.text = text
-        self._teach.update_inputs()
-
-    # Detection
-
-    def onDetectButton(self):
-        if self.logic.isRunning() and not self._volume.is_working:
-            self.stopRun(_("Cancelled."))
-        elif self.ui.detectButton.enabled:
-            self.startRun()
-
-    def startRun(self):
-        parameters = self._parameterNode
-        self.showMessage("")
-        try:
-            self.logic.startDetection(
-                parameters.inputVolume,
-                self.currentViewName(),
-                opacity=parameters.opacity,
-                onDone=self.onDone,
-                **self.choice(),
-            )
-        except MedAnomalyCLIPError as error:
-            self.showMessage(str(error))
-            return
-        self.ui.scoreLabel.text = _("Detecting…")
-        self.ui.resultLabel.text = ""
-        self._pollTimer.start()
-        self.updateButtons()
+    # Runs
 
     def startPolling(self):
         self._pollTimer.start()
@@ -365,22 +316,6 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             if not running:
                 self.onRunEnded()
 
-    def onDone(self, detection, error):
-        """There is a detection, or an error that the reader can mend."""
-        from MedAnomalyCLIPLib.panel_words import log_words
-
-        if error is not None:
-            self.showMessage(str(error))
-            self._advanced.log.add(str(error))
-            return
-        self._result = detection.result
-        self._advanced.log.add(log_words(detection.result))
-        # Both sliders may have been moved while the detector ran, or another module may be shown by now.
-        parameters = self.parameters()
-        self.followThreshold(parameters, detection.result.threshold)
-        self.logic.setVisible(parameters.overlayVisible, parameters.opacity)
-        self._setup.learn_speed(parameters.detector, parameters.device, detection.result)
-
     def followThreshold(self, parameters, threshold):
         """A first result is there: it follows the slider if the reader moved that, else the slider it."""
         if parameters.thresholdChosen:
@@ -392,25 +327,12 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     def onRunEnded(self):
         self._pollTimer.stop()
         self._volume.end()
-        self.showResult()
+        self._detect.show()
         self.updateButtons()
 
     def onRestoreButton(self):
         self.logic.restoreForegrounds()
         self.updateButtons()
-
-    # What the panel says
-
-    def showResult(self):
-        from MedAnomalyCLIPLib.panel_words import result_words
-
-        result = self._result
-        if result is None:
-            self.ui.scoreLabel.text = _("No result yet")
-            self.ui.resultLabel.text = ""
-            return
-        self.ui.scoreLabel.text = _("Score {score:.2f}").format(score=result.score)
-        self.ui.resultLabel.text = result_words(result)
 
     def showMessage(self, text):
         self.ui.messageLabel.text = text
@@ -420,9 +342,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         running = self.logic.isRunning()
         self._advanced.update()
         ready = self._parameterNode is not None and self._parameterNode.inputVolume is not None
-        single = running and not self._volume.is_working
-        self.ui.detectButton.text = _("Cancel") if single else _("Detect")
-        self.ui.detectButton.enabled = single or (ready and not running)
+        self._detect.update(ready, running)
         self._volume.update(ready, running)
         self.ui.ownThresholdButton.enabled = ready and not running and self._parameterNode.thresholdChosen
         self.ui.restoreButton.enabled = self.logic.hasOverlay()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -47,8 +48,14 @@ def from_mapping(
     ]
     if missing:
         raise error(f"{where}: key {', '.join(map(repr, missing))} is missing")
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)  # type: ignore[arg-type]
     return kind(**{key: _value(hints[key], value, f"{where}.{key}", error) for key, value in data.items()})
+
+
+@functools.cache
+def _type_hints(kind: type) -> dict[str, Any]:
+    """Types of a dataclass's fields; told once, since Python evaluates them anew each time it is asked."""
+    return typing.get_type_hints(kind)
 
 
 def to_mapping(configuration: Any) -> dict[str, Any]:

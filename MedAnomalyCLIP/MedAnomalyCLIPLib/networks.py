@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .bundle import Bundle, BundleManifest
@@ -170,7 +171,14 @@ def _serves(manifest: BundleManifest) -> bool:
 
 
 def _gpu() -> bool:
-    """Whether PyTorch is there and finds a GPU, or Apple's."""
+    """Whether PyTorch is there and finds a GPU, or Apple's.
+
+    A build for processors alone is not imported to find out: that takes seconds, during parts of which no
+    other thread can run, Slicer's main thread among them.
+    """
+    with suppress(importlib.metadata.PackageNotFoundError):
+        if importlib.metadata.version("torch").endswith("+cpu"):
+            return False
     try:
         return select_device("auto").type != "cpu"
     except DependencyMissing:

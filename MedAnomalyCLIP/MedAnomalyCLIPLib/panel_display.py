@@ -11,16 +11,16 @@ from .panel_keys import add_shortcut
 class DisplayPanel:
     """The widgets of the Display section that no parameter can be bound to, and what follows them."""
 
-    def __init__(self, ui: Any, parent: Any, logic: Any, on_colours: Callable[[Any], None]) -> None:
+    def __init__(self, ui: Any, parent: Any, logic: Any, keep: Callable[..., None]) -> None:
         """
         Args:
             ui: holds coloursSelector and overlayCheckBox.
             parent: the panel's outermost widget; keys work while it is visible.
             logic: MedAnomalyCLIPLogic.
-            on_colours: called with the colour node that the reader chose, None for our own colours.
+            keep: called with `colours`, the colour node that the reader chose, None for our own colours.
         """
         self._ui, self._logic = ui, logic
-        ui.coloursSelector.connect("currentNodeChanged(vtkMRMLNode*)", on_colours)
+        ui.coloursSelector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: keep(colours=node))
         self._shortcut = add_shortcut(parent, "Ctrl+Shift+H", ui.overlayCheckBox.toggle)
 
     def show(self, parameters: Any) -> None:

@@ -21,15 +21,15 @@ class PromptSelector:
     for images of any kind.
     """
 
-    def __init__(self, ui: Any, on_chosen: Callable[[str], None]) -> None:
+    def __init__(self, ui: Any, keep: Callable[..., None]) -> None:
         """
         Args:
             ui: holds presetCaption, presetSelector, and the captions and lines normalCaption,
                 normalPhrasesEdit, abnormalCaption, abnormalPhrasesEdit.
-            on_chosen: called with the word that the reader chose.
+            keep: called with `preset`, the word that the reader chose.
         """
         self._ui = ui
-        self._on_chosen = on_chosen
+        self._keep = keep
         ui.presetSelector.connect("currentIndexChanged(int)", self._item_chosen)
 
     def show(self, manifest: BundleManifest | None, chosen: str, modality: str, words: str) -> None:
@@ -67,7 +67,7 @@ class PromptSelector:
 
     def _item_chosen(self, index: int) -> None:
         chosen = self._ui.presetSelector.itemData(index)
-        self._on_chosen(AUTOMATIC if chosen is None else chosen)
+        self._keep(preset=AUTOMATIC if chosen is None else chosen)
 
 
 def prompt_wanted(chosen: str, normal: str, abnormal: str) -> Prompt | str:

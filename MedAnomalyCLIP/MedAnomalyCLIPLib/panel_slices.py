@@ -20,7 +20,8 @@ from .errors import InvalidRequest, MedAnomalyCLIPError
 from .geometry import SlicePlane
 from .neighbours import Origin
 from .scene import plane_in_view
-from .scene_slices import CutSlice, SliceCutter, SliceStack, show_plane
+from .scene_navigation import show_plane
+from .scene_slices import CutSlice, SliceCutter, SliceStack
 from .taught_detector import LeaveOneOut
 from .teaching import ENOUGH_SLICES, LEAST_SLICES, check_beside
 

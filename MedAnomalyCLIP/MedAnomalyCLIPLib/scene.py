@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from .errors import UnsupportedImage
@@ -67,13 +68,14 @@ def volume_from_node(node: Node, *, modality: str | None = None) -> Volume:
         UnsupportedImage: the node is no image, or one with an unknown pixel layout.
     """
     if node is None or not node.IsA("vtkMRMLVolumeNode"):
-        raise UnsupportedImage("There is no volume to look at; choose one")
-    name = Path(node.GetName() or "The volume")
+        raise UnsupportedImage(_("There is no volume to look at; choose one"))
+    name = Path(node.GetName() or _("The volume"))
     if node.IsA("vtkMRMLLabelMapVolumeNode") or node.GetAttribute(ROLE):
-        raise UnsupportedImage(f"{name} is a result, not an image; choose the volume it was made from")
+        words = _("{name} is a result, not an image; choose the volume it was made from")
+        raise UnsupportedImage(words.format(name=name))
     image = node.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
-        raise UnsupportedImage(f"{name} has no voxels")
+        raise UnsupportedImage(_("{name} has no voxels").format(name=name))
     modality, hounsfield = _modality_of(node, modality)
     to_world, warp = world_from_local(node)
     volume = assemble(
@@ -113,9 +115,8 @@ def _voxels(image: vtk.vtkImageData, name: str) -> np.ndarray:
     if components == 1:
         return values.reshape(shape)
     if components not in (3, 4):
-        raise UnsupportedImage(
-            f"{name} has {components} values in each voxel; only grey and colour are known"
-        )
+        words = _("{name} has {count} values in each voxel; only grey and colour are known")
+        raise UnsupportedImage(words.format(name=name, count=components))
     return values.reshape(*shape, components)[..., :3]
 
 

@@ -150,8 +150,10 @@ class VolumeRun:
         # The first cut says whether slices of this volume can be used at all.
         if cut_slice(volume, self.axis, self.requested[0]).aligned is None:
             raise GeometryRefused(
-                "The voxel axes of this volume are not perpendicular, so results of its slices are no voxels"
-                " of it; detect on the planes of slice views instead"
+                _(
+                    "The voxel axes of this volume are not perpendicular, so results of its slices are no"
+                    " voxels of it; detect on the planes of slice views instead"
+                )
             )
         check_usable(self._options.map_node, source)
         if continued is not None:
@@ -161,8 +163,8 @@ class VolumeRun:
         wanted = [index for index in self.requested if continued is None or index not in continued.rows]
         self._volume = volume
         self._room = min(self.requested), max(self.requested)
-        self._image = new_image(volume)
-        if continued is None:
+        self._image = new_image(volume) if continued is None else None
+        if self._image is not None:
             call(partial(empty, self._image))
         self._stream = SliceStream(wanted, lambda index: cut_slice(volume, self.axis, index), submit)
 

@@ -15,7 +15,7 @@ import json
 import numpy as np
 import slicer
 import vtk
-from vtk.util.numpy_support import vtk_to_numpy
+from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
 from .geometry import AXES, AlignedSlice, SlicePlane, to_slab
 from .resources import resource_path
@@ -28,7 +28,6 @@ from .terminology import TERMINOLOGY_ENTRY, TERMS
 _GRID = "MedAnomalyCLIP.Grid"
 _RESULTS = "MedAnomalyCLIP.Results"
 _SAME_PLACE_MM = 1e-3
-_GROWTH = 16  # slices; all at once takes 30 ms for 60 slices of 512 x 512
 
 
 def write_segment(
@@ -190,7 +189,7 @@ def _paint(
     """Replace one slab of a segment's mask, and nothing else, in a labelmap of the segment's own.
 
     Slicer's functions for this replace whole segments, or resample other segments that share the labelmap.
-    A labelmap that has to grow grows by some slices more, within `room`: axis, first and last slice.
+    A labelmap that has to grow grows once, to all of `room`: axis, first and last slice.
     """
     segment = segmentation.GetSegment(segment_id)
     image = segment.GetRepresentation(_labelmap_name())
@@ -207,8 +206,7 @@ def _paint(
         first, last = lower.copy(), upper.copy()
         if room is not None:
             axis, start, end = room
-            first[axis] = max(start, lower[axis] - _GROWTH)
-            last[axis] = min(end, upper[axis] + _GROWTH)
+            first[axis], last[axis] = min(start, lower[axis]), max(end, upper[axis])
         image = _grown_labelmap(image, segment.GetLabelValue(), first, last, grid)
         segment.AddRepresentation(_labelmap_name(), image)
         segment.SetLabelValue(1)
@@ -232,9 +230,10 @@ def _grown_labelmap(
     start, end = np.minimum(first, lower), np.maximum(last, upper)
     grown = slicer.vtkOrientedImageData()
     grown.SetExtent([int(bound) for pair in zip(start, end, strict=True) for bound in pair])
-    grown.AllocateScalars(vtk.VTK_UNSIGNED_CHAR, 1)
     grown.SetImageToWorldMatrix(slicer.util.vtkMatrixFromArray(grid))
-    _region(grown, start, end)[...] = 0
+    # Zeros of the system: memory is taken when a slice is written, not at once, which holds the main thread.
+    voxels = np.zeros(int((end - start + 1).prod()), np.uint8)
+    grown.GetPointData().SetScalars(numpy_to_vtk(voxels, array_type=vtk.VTK_UNSIGNED_CHAR))
     if keep:
         _region(grown, first, last)[...] = _region(image, first, last) == label
     return grown

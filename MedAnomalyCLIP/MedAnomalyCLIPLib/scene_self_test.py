@@ -5,6 +5,7 @@ The test class in MedAnomalyCLIP.py takes these over; ctest and the button Reloa
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import slicer
@@ -138,14 +139,15 @@ class _BrightnessDetector:
     def __init__(self, windows: list[Any] | None = None) -> None:
         self.windows: list[Any] = [] if windows is None else windows
 
-    def detect(
-        self, plane: SlicePlane, *, threshold: float | None = None, window: Any = None, prompt: Any = None
-    ) -> AnomalyResult:
+    def detect_many(
+        self, planes: Iterable[SlicePlane], *, threshold: float | None = None, window: Any = None, **_: Any
+    ) -> Iterator[AnomalyResult]:
         import numpy as np
 
         from .result import AnomalyResult, Provenance
 
-        self.windows.append(window)
-        values = np.clip(plane.pixels / 1000, 0, 1).astype(np.float32)
         provenance = Provenance("brightness", "0", "", "", "cpu", "float32")
-        return AnomalyResult(plane, float(values.max()), values, threshold or 0.5, provenance)
+        for plane in planes:
+            self.windows.append(window)
+            values = np.clip(plane.pixels / 1000, 0, 1).astype(np.float32)
+            yield AnomalyResult(plane, float(values.max()), values, threshold or 0.5, provenance)

@@ -1,4 +1,4 @@
-"""Slices of volume nodes: cut one at a time, so that Slicer stays alive, and shown again in a view.
+"""Slices of volume nodes, cut one at a time, so that Slicer stays alive.
 
 Call everything here on the main thread.
 """
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import slicer
+from slicer.i18n import tr as _
 
 from .errors import Cancelled
 from .geometry import SlicePlane, acquisition_axis, cut_plane, cut_slice
 from .geometry import view_name as nearest_view
-from .scene import is_shown, volume_from_node
+from .scene import volume_from_node
 from .scene_views import Node, slice_logic
 
 
@@ -101,28 +102,10 @@ class SliceCutter:
         node, axis, wanted = self._waiting.popleft()
         try:
             if not slicer.mrmlScene.IsNodePresent(node):
-                raise Cancelled("The volume was deleted before all its slices were taken")
+                raise Cancelled(_("The volume was deleted before all its slices were taken"))
             volume = volume_from_node(node)
             plane = wanted if isinstance(wanted, SlicePlane) else cut_slice(volume, axis, wanted)
             return CutSlice(node, plane, volume.background.anatomy_share(plane))
         except Exception:
             self._waiting = deque(other for other in self._waiting if other[0] is not node)
             raise
-
-
-def show_plane(node: Node, plane: SlicePlane, view_name: str) -> None:
-    """Bring a view to a plane of a volume; turned only where it looks in another direction."""
-    view = slice_logic(view_name)
-    slice_node = view.GetSliceNode()
-    rows, columns = plane.shape
-    centre = plane.to_ras((columns - 1) / 2, (rows - 1) / 2)
-    right, down = (plane.ijk_to_ras[:3, axis] / np.linalg.norm(plane.ijk_to_ras[:3, axis]) for axis in (0, 1))
-    matrix = slicer.util.arrayFromVTKMatrix(slice_node.GetSliceToRAS())
-    if not is_shown(node, view_name):
-        view.GetSliceCompositeNode().SetBackgroundVolumeID(node.GetID())
-    if np.linalg.norm(np.cross(matrix[:3, 2], np.cross(right, down))) > 1e-3:
-        matrix[:3] = np.stack([right, -down, np.cross(right, -down), centre], axis=1)
-        slice_node.GetSliceToRAS().DeepCopy(slicer.util.vtkMatrixFromArray(matrix))
-        slice_node.UpdateMatrices()
-    else:
-        slice_node.JumpSliceByOffsetting(*centre)

@@ -10,6 +10,7 @@ from typing import Any
 
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
 from .errors import InvalidRequest
@@ -28,9 +29,9 @@ def slice_logic(view_name: str) -> Node:
     """The vtkMRMLSliceLogic of a view."""
     logic = slicer.app.applicationLogic().GetSliceLogicByLayoutName(view_name)
     if logic is None:
-        raise InvalidRequest(
-            f"There is no slice view {view_name!r}; choose from {', '.join(slice_view_names()) or 'none'}"
-        )
+        words = _("There is no slice view {name!r}; choose from {names}")
+        names = ", ".join(slice_view_names()) or _("none")
+        raise InvalidRequest(words.format(name=view_name, names=names))
     return logic
 
 
@@ -49,7 +50,7 @@ def displayed_window(node: Node) -> tuple[float, float]:
     """
     display = node.GetDisplayNode() if node is not None else None
     if display is None or not display.IsA("vtkMRMLScalarVolumeDisplayNode"):
-        raise InvalidRequest("The volume is not displayed, so it has no window; show it in a slice view")
+        raise InvalidRequest(_("The volume is not displayed, so it has no window; show it in a slice view"))
     return display.GetWindowLevelMin(), display.GetWindowLevelMax()
 
 

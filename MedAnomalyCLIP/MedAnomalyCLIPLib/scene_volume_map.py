@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 from vtk.util.numpy_support import vtk_to_numpy
 
 from .errors import InvalidRequest
@@ -170,20 +171,17 @@ class VolumeMap:
             InvalidRequest: why they cannot.
         """
         if axis != self.axis:
-            raise InvalidRequest(
-                f"The earlier run went along {AXES[self.axis]}, this one goes along {AXES[axis]}; start anew"
-            )
+            words = _("The earlier run went along {before}, this one goes along {now}; start anew")
+            raise InvalidRequest(words.format(before=AXES[self.axis], now=AXES[axis]))
         same_size = tuple(self.node.GetImageData().GetDimensions()) == volume.size
         if not same_size or not np.allclose(self.grid, volume.ijk_to_ras, atol=_SAME_PLACE_MM):
-            raise InvalidRequest("The volume was moved or replaced since the earlier run; start anew")
+            raise InvalidRequest(_("The volume was moved or replaced since the earlier run; start anew"))
 
     def check_detector(self, result: AnomalyResult) -> None:
         """Raise InvalidRequest unless this result's detector made those that are there."""
         if self.rows and result.provenance.bundle_sha256 != recorded(self.node, "BundleSHA256"):
-            raise InvalidRequest(
-                f"The earlier run used another detector, {recorded(self.node, 'Bundle')}; choose it,"
-                " or start anew"
-            )
+            words = _("The earlier run used another detector, {name}; choose it, or start anew")
+            raise InvalidRequest(words.format(name=recorded(self.node, "Bundle")))
 
     def write(self, result: AnomalyResult, room: tuple[int, int] | None = None) -> None:
         """Write the result of one slice to map, segment and table, and touch no other slice.
@@ -270,7 +268,7 @@ class VolumeMap:
 
     def _cut_image(self, volume: Volume, index: int) -> SlicePlane:
         if tuple(self.node.GetImageData().GetDimensions()) != volume.size:
-            raise InvalidRequest("The volume was replaced since its slices were analysed; detect anew")
+            raise InvalidRequest(_("The volume was replaced since its slices were analysed; detect anew"))
         # Where the slices were analysed, wherever the volume was moved since.
         return cut_slice(replace(volume, ijk_to_ras=self.grid, warp=None), self.axis, index)
 
@@ -329,9 +327,11 @@ def check_usable(node: Node | None, source: Node) -> None:
     if node is None or node.GetImageData() is None:
         return
     if not is_volume_map(node):
-        raise InvalidRequest(f"{node.GetName()} holds an image already; choose or make another node")
+        words = _("{name} holds an image already; choose or make another node")
+        raise InvalidRequest(words.format(name=node.GetName()))
     if node.GetNodeReference(SOURCE) not in (None, source):
-        raise InvalidRequest(f"{node.GetName()} holds results of another volume; choose or make another node")
+        words = _("{name} holds results of another volume; choose or make another node")
+        raise InvalidRequest(words.format(name=node.GetName()))
 
 
 def is_volume_map(node: Node | None) -> bool:

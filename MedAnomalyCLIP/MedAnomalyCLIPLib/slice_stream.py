@@ -1,7 +1,7 @@
 """Slices through a worker, one result after the other, while the caller stays free.
 
-Planes are cut and results taken by the caller's thread; only the detector runs elsewhere. A few slices wait
-at the worker, so that it never waits for the caller.
+Planes are cut and results taken by the caller's thread; only the detector runs elsewhere. Some slices wait
+at the worker, so that it never waits for the caller and can take several together.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from .errors import MedAnomalyCLIPError
 from .geometry import SlicePlane
 from .result import AnomalyResult
+from .runtime import MOST_AT_ONCE
 
-_AHEAD = 2  # one that is detected, one that waits
+_AHEAD = 2 * MOST_AT_ONCE  # a batch that is detected, a batch that waits
+_CUT_AT_ONCE = 2  # so that no step takes long; one more than was taken, until there are enough
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class SliceStream:
         self._sent.clear()
 
     def _fill(self) -> None:
-        while self._waiting and len(self._sent) < _AHEAD:
+        for _ in range(min(_CUT_AT_ONCE, _AHEAD - len(self._sent), len(self._waiting))):
             index = self._waiting.popleft()
             try:
                 future = self._submit(self._cut(index))

@@ -13,10 +13,10 @@ What is a stand-in, and where it lies:
 - A .ui file's `mrmlSceneChanged(vtkMRMLScene*)` connections are not made by Qt here; the qMRMLWidget stand-in
   passes the scene to its children itself. In Slicer a missing connection leaves a selector empty, so a test
   reads the .ui file's text for them.
-- `base_python`: `slicer.i18n`, `slicer.ScriptedLoadableModule` and `slicer.parameterNodeWrapper`, as far as
-  our module goes.
+- `base_python`: `slicer.ScriptedLoadableModule` and `slicer.parameterNodeWrapper`, as far as our module goes.
 - `application`: no main window, no layout manager, no subject hierarchy plugins (nodes get no hierarchy item
-  by themselves), no colour files, no terminologies, no DICOM database. `slicer.app.testingEnabled()` is true.
+  by themselves), no colour files, no terminologies, no DICOM database. `slicer.app.testingEnabled()` is true,
+  `slicer.i18n` knows no other language.
 
 So a pass says "works on Slicer's libraries". Packaging, PythonQt itself, Windows and macOS are not covered.
 """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import slicer
 import slicer.util
@@ -122,6 +123,7 @@ def start() -> HeadlessApplication:
 
     scene = slicer.vtkMRMLScene()
     slicer.mrmlScene = scene
+    _speak_english()
     logic = slicer.vtkSlicerApplicationLogic()
     app = HeadlessApplication(logic)
     with _Quiet():
@@ -142,6 +144,14 @@ def start() -> HeadlessApplication:
             scene.AddNode(crosshair)
     slicer.app = app
     return app
+
+
+def _speak_english() -> None:
+    """`slicer.i18n`, which no wheel carries."""
+    words = ModuleType("slicer.i18n")
+    words.tr = lambda text: text
+    words.translate = lambda context, text: text
+    sys.modules[words.__name__] = slicer.i18n = words
 
 
 def _module(

@@ -1,7 +1,7 @@
 """Slicer's Base/Python files that no wheel carries, as far as our module uses them.
 
-`slicer.i18n`, `slicer.ScriptedLoadableModule`, `slicer.parameterNodeWrapper`. The last is strict where
-Slicer's is: widgets are matched by exact class, values are checked when written, sliders need a range.
+`slicer.ScriptedLoadableModule` and `slicer.parameterNodeWrapper`. The last is strict where Slicer's is:
+widgets are matched by exact class, values are checked when written, sliders need a range.
 """
 
 from __future__ import annotations
@@ -235,7 +235,6 @@ def install() -> None:
         ScriptedLoadableModuleTest,
         ScriptedLoadableModuleWidget,
     )
-    _register("i18n", tr=lambda text: text, translate=lambda context, text: text)
     _register("ScriptedLoadableModule", __all__=[b.__name__ for b in bases], **{b.__name__: b for b in bases})
     _register("parameterNodeWrapper", parameterNodeWrapper=parameterNodeWrapper, WithinRange=WithinRange)
 

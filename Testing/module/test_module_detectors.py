@@ -102,7 +102,7 @@ def test_a_detector_chosen_by_its_folder_detects(real_panel, head, tiny_bundle, 
     assert real_panel.logic.getParameterNode().detector == str(tiny_bundle.folder)
     detect()
     assert not real_panel.ui.messageLabel.text
-    reference = tiny_bundle.manifest.reference.percentile(real_panel._result.score)
+    reference = tiny_bundle.manifest.reference.percentile(real_panel._detect.result.score)
     assert f"Higher than {int(reference)} %" in real_panel.ui.resultLabel.text
 
 
@@ -222,7 +222,7 @@ def test_a_threshold_finer_than_the_slider_is_still_the_detectors_own(
     real_panel.ui.opacitySlider.value = 0.8
     detect()
     assert not real_panel.logic.getParameterNode().thresholdChosen
-    assert real_panel._result.threshold == 0.43219
+    assert real_panel._detect.result.threshold == 0.43219
 
 
 def test_a_threshold_that_the_reader_chose_stays_with_another_detector(
@@ -232,7 +232,7 @@ def test_a_threshold_that_the_reader_chose_stays_with_another_detector(
     browse(make_bundle(threshold=0.7).folder)
     assert real_panel.ui.thresholdSlider.value == pytest.approx(0.25)
     detect()
-    assert real_panel._result.threshold == pytest.approx(0.25)
+    assert real_panel._detect.result.threshold == pytest.approx(0.25)
 
 
 def test_reset_goes_back_to_the_detectors_own_threshold(real_panel, head, make_bundle, browse, detect):
@@ -247,7 +247,7 @@ def test_reset_goes_back_to_the_detectors_own_threshold(real_panel, head, make_b
     assert not real_panel.ui.ownThresholdButton.enabled
     assert slicer.util.getNode("Head anomaly map*").GetAttribute("MedAnomalyCLIP.Threshold") == "0.7"
     detect()
-    assert real_panel._result.threshold == 0.7
+    assert real_panel._detect.result.threshold == 0.7
 
 
 def test_the_slider_stays_with_the_map_that_is_shown_until_the_next_one(

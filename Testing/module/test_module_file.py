@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from MedAnomalyCLIPLib.errors import MedAnomalyCLIPError
 from MedAnomalyCLIPLib.result import RESEARCH_USE_ONLY
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,27 @@ def test_translated_strings_are_literals():
     ]
     assert len(calls) > 20
     assert all(isinstance(call.args[0], ast.Constant) for call in calls)
+
+
+def test_errors_that_scene_and_panel_tell_are_translated():
+    """Those of the library below are in English, as in its other faces."""
+    names = {cls.__name__ for cls in family(MedAnomalyCLIPError)}
+    calls = [
+        (path.name, node)
+        for path in (*LIBRARY.glob("panel_*.py"), *LIBRARY.glob("scene*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
+    ]
+    assert len(calls) > 20
+    assert [
+        f"{name}:{call.lineno}"
+        for name, call in calls
+        if isinstance(call.args[0], (ast.Constant, ast.JoinedStr))
+    ] == []
+
+
+def family(cls):
+    return {cls, *(below for child in cls.__subclasses__() for below in family(child))}
 
 
 def test_only_scene_and_panel_files_of_the_library_import_slicer():

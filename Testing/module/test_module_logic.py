@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import textwrap
 import unittest
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,7 +196,8 @@ def test_the_score_of_a_warped_volume_is_that_of_the_plane_seen(logic, head, vie
     assert logic.detect(head, "Red").result.score < 0.8
 
 
-BUNDLE = Path(__file__).parents[2] / "MedAnomalyCLIP" / "Resources" / "Models" / "default" / "bundle.json"
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "MedAnomalyCLIP" / "Resources" / "Models" / "default" / "bundle.json"
 needs_the_bundled_detector = pytest.mark.skipif(not BUNDLE.is_file(), reason="no bundled detector here")
 
 
@@ -322,3 +327,63 @@ def test_a_detector_trained_anew_in_its_folder_is_loaded_anew(real_logic, head, 
     after = real_logic.detect(head, "Red", detector=folder).result
     assert before.provenance.bundle_sha256 != after.provenance.bundle_sha256
     assert not np.array_equal(before.map, after.map)
+
+
+# What the documentation tells to type
+
+
+@pytest.fixture
+def typed(hosted_module, views, tiny_bundle, tmp_path, monkeypatch):
+    """Types an example into a console whose scene holds a head named MRHead, shown in Red."""
+    import slicer
+
+    from harness import phantom
+
+    voxels, _ = phantom.head((104, 64, 56))
+    node = phantom.add_volume(voxels, phantom.axial_matrix(voxels.shape, (3.0, 3.0, 1.5)), "MRHead")
+    views["Red"].show(node)
+    logic = hosted_module.code.MedAnomalyCLIPLogic()
+    monkeypatch.setattr(slicer.util, "getModuleLogic", {"MedAnomalyCLIP": logic}.get, raising=False)
+    samples = SimpleNamespace(downloadSample={"MRBrainTumor1": node}.get)
+    monkeypatch.setitem(sys.modules, "SampleData", samples)
+    monkeypatch.chdir(tmp_path)
+
+    def type_in(example, **names):
+        example = example.replace("/detectors/mvfa-brain", str(tiny_bundle.folder))
+        names = {"slicer": slicer, **names}
+        exec(compile(example, "example", "exec"), names)
+        return names
+
+    yield type_in
+    logic.close()
+
+
+def test_the_console_example_of_the_readme_runs(typed, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```\n(logic = slicer\.util\.getModuleLogic.*?)```", text, re.DOTALL)
+    names = typed(example)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert names["other"].result.provenance.bundle == "tiny"
+    assert names["mine"].is_dir()
+
+
+def test_the_console_example_of_the_tutorial_runs(typed, capsys):
+    text = (ROOT / "Resources" / "tutorial.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```\n(import SampleData.*?)```", text, re.DOTALL)
+    names = typed(example)
+    assert names["detection"].result.window is not None
+    assert capsys.readouterr().out.splitlines()[0] == "ready"
+
+
+def test_the_example_of_the_logic_itself_runs(typed, hosted_module, detector, capsys):
+    """But for its last two lines, which teach as the README's example does."""
+    import slicer
+
+    logic = hosted_module.code.MedAnomalyCLIPLogic()
+    logic.detectorFactory = lambda folder: detector
+    example = textwrap.dedent(re.search(r"Example:\n(.*?)\n\n", logic.__doc__, re.DOTALL)[1])
+    example, found, _rest = example.partition("taught =")
+    assert found
+    typed(example, MedAnomalyCLIPLogic=lambda: logic, volumeNode=slicer.util.getNode("MRHead"))
+    logic.close()
+    assert len(capsys.readouterr().out.splitlines()) > 12

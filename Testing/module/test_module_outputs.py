@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from types import SimpleNamespace
 
@@ -94,7 +93,7 @@ def test_while_it_runs_the_button_is_cancel_and_the_bar_counts(panel, head, dete
     assert panel.ui.rangeButton.text == "Cancel"
     assert not panel.ui.detectButton.enabled
     assert not panel.ui.rangeWidget.enabled
-    panel.onDetectButton()  # as by its keys
+    panel._detect.click()  # as by its keys
     assert panel.logic.isRunning()
 
 
@@ -239,10 +238,10 @@ def test_the_main_thread_stays_free(panel, views, wait, monkeypatch):
     panel.ui.rangeButton.click()
     wait(lambda: not panel.logic.isRunning(), seconds=60)
     assert len(seconds) == 30
-    assert statistics.median(seconds) < 0.05
+    assert sorted(seconds)[-2] < 0.05  # in one of them Python may have collected its garbage
 
 
-def test_a_run_writes_into_one_image_and_one_labelmap_of_bounded_growth(panel, views, wait, monkeypatch):
+def test_a_run_writes_into_one_image_and_one_labelmap(panel, views, wait, monkeypatch):
     """Whatever is made anew at each slice would take longer, the larger the volume."""
     import slicer
 
@@ -259,7 +258,7 @@ def test_a_run_writes_into_one_image_and_one_labelmap_of_bounded_growth(panel, v
         if volume_map(panel) is not None:
             images.add(slicer.util.arrayFromVolume(volume_map(panel).node).ctypes.data)
     assert len(images) == 1
-    assert len(grown) == 4  # 60 slices, 16 more at a time
+    assert len(grown) == 1
 
 
 # Looking through
@@ -352,6 +351,27 @@ def test_small_parts_can_be_left_out_live(panel, head, run, wait):
     panel.ui.smallestAreaSlider.value = 0
     wait(lambda: not panel.logic.poll())
     assert sum(row.area_mm2 for row in volume_map(panel).rows.values()) == pytest.approx(before)
+
+
+def test_reset_is_followed_by_all_slices_and_waits_for_none(panel, head, run, wait, monkeypatch):
+    from MedAnomalyCLIPLib import scene_jobs
+
+    run()
+    areas = {index: row.area_mm2 for index, row in volume_map(panel).rows.items()}
+    own = panel._detectors.selected.manifest.threshold
+    panel.ui.thresholdSlider.value = 0.9
+    wait(lambda: not panel.logic.poll())
+    chosen = {index: row.area_mm2 for index, row in volume_map(panel).rows.items()}
+    assert chosen != areas
+    with monkeypatch.context() as patched:
+        patched.setattr(scene_jobs, "_REFRESH_SECONDS", -1.0)  # no slice follows yet
+        panel.ui.ownThresholdButton.click()
+        assert {index: row.area_mm2 for index, row in volume_map(panel).rows.items()} == chosen
+        assert volume_map(panel).node.GetDisplayNode().GetLowerThreshold() == pytest.approx(own)
+    wait(lambda: not panel._pollTimer.active)
+    voxels = np.clip(VOXELS / 1000, 0, 1).astype(np.float32)
+    expected = {k: pytest.approx((voxels[k] >= np.float32(own)).sum() * 4.0) for k in range(DEPTH)}
+    assert {index: row.area_mm2 for index, row in volume_map(panel).rows.items()} == expected
 
 
 def is_coloured(view):

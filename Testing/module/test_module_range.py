@@ -619,17 +619,46 @@ def test_the_example_of_the_readme_runs(logic, head, tmp_path, monkeypatch, caps
     assert (tmp_path / "scores.csv").is_file()
 
 
-def test_what_a_detection_changes_can_be_undone(logic, head, slicer_scene):
+@pytest.fixture
+def undo(slicer_scene):
+    """A scene whose user has undo on for nodes of the kinds that we make; undoes a step."""
+    import slicer
+
+    kinds = ("ScalarVolume", "Segmentation", "Table", "PlotChart", "PlotSeries")
+    defaults = [getattr(slicer, f"vtkMRML{kind}Node")() for kind in kinds]
+    for node in defaults:
+        node.UndoEnabledOn()
+        slicer_scene.AddDefaultNode(node)
     slicer_scene.SetUndoOn()
-    head.SetUndoEnabled(True)
-    try:
-        before = slicer_scene.GetNumberOfUndoLevels()
-        logic.detectVolume(head, indices=[13])
-        logic.detect(head, "Red")
-        assert slicer_scene.GetNumberOfUndoLevels() == before + 2
-    finally:
-        slicer_scene.SetUndoOff()
-        slicer_scene.ClearUndoStack()
+    yield slicer_scene.Undo
+    slicer_scene.SetUndoOff()
+    slicer_scene.ClearUndoStack()
+    for node in defaults:  # a scene lets go of all of them or none
+        slicer_scene.GetDefaultNodeByClass(node.GetClassName()).UndoEnabledOff()
+
+
+def test_a_detection_is_undone_as_a_whole_and_the_next_one_works(logic, undo, head):
+    import slicer
+
+    logic.detectVolume(head, indices=[12])
+    logic.detectVolume(head, indices=[13], resume=True)
+    undo()
+    left = logic.volumeDetection(head)
+    assert [row.index for row in left.rows] == [12]
+    np.testing.assert_array_equal(map_voxels(left.mapNode), expected_map([12]))
+    np.testing.assert_array_equal(mask_on(left, head), expected_map([12]) >= THRESHOLD)
+    assert table_column(left.tableNode, "Slice") == [13]
+    undo()
+    assert logic.volumeDetection(head) is None
+    assert slicer.mrmlScene.IsNodePresent(head)
+    assert not slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    assert logic.detectVolume(head).complete
+
+
+def test_a_detection_on_one_slice_is_a_step_to_undo(logic, undo, head, slicer_scene):
+    before = slicer_scene.GetNumberOfUndoLevels()
+    logic.detect(head, "Red")
+    assert slicer_scene.GetNumberOfUndoLevels() == before + 1
 
 
 # Saved and loaded again

@@ -155,6 +155,34 @@ def test_the_main_thread_is_never_held_for_long(logic, head, start, done):
     assert longest < 0.05
 
 
+def test_16_normal_slices_are_enough_to_tell_painted_ones_from_others(logic, views):
+    """The bundled detector, in less than two minutes of one core; held-out slices of the same volume."""
+    from benchmarks.teach import divided, figures, normal_slices, painted
+    from harness.phantom import add_volume, axial_matrix
+    from harness.phantom import head as phantom_head
+    from MedAnomalyCLIPLib.detection import SliceDetector
+    from MedAnomalyCLIPLib.geometry import cut_slice
+    from MedAnomalyCLIPLib.scene import volume_from_node
+
+    voxels, spot = phantom_head((60, 128, 112))
+    voxels[spot] = 560  # as what is around it
+    node = add_volume(voxels, axial_matrix(voxels.shape, (1.8, 1.8, 2.5)), "Normal")
+    volume = volume_from_node(node)
+    slices, held_out = divided(volume, 2, normal_slices(volume, 2, None), 16)
+    begun = time.process_time()
+    taught = logic.teach({node: slices}, "Mine")
+    assert time.process_time() - begun < 120
+    cases = [
+        case
+        for number, index in enumerate(held_out[::2])
+        for case in painted(cut_slice(volume, 2, index), number, seed=0)
+    ]
+    found = figures(SliceDetector.load(taught.bundle.folder, device="cpu"), cases)
+    assert (found["normal"], found["painted"]) == (4, 12)
+    assert found["image_auroc"] > 0.7
+    assert found["pixel_auroc"] > 0.85
+
+
 def test_a_detection_comes_between_two_steps(logic, head, start, done):
     logic.startTeaching({head: range(24)}, "Mine", detector=start, onDone=done)
     while logic.teachingProgress() is None or logic.teachingProgress().stage != "compare":
@@ -252,7 +280,7 @@ def test_interrupting_the_console_stops_the_worker(logic, head, start, temporary
 
 def test_a_view_is_brought_back_to_a_plane(views, head):
     from MedAnomalyCLIPLib.scene import plane_in_view
-    from MedAnomalyCLIPLib.scene_slices import show_plane
+    from MedAnomalyCLIPLib.scene_navigation import show_plane
 
     views["Red"].tilt(12)
     plane = plane_in_view(head, "Red")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -56,3 +57,22 @@ def test_every_bound_widget_names_a_parameter(panel_xml, hosted_module):
 
 def test_the_panel_says_that_it_is_for_research(panel_xml):
     assert RESEARCH_USE_ONLY in {s.text for s in panel_xml.iter("string")}
+
+
+def test_everything_that_can_be_chosen_or_clicked_tells_what_it_does(panel_xml, panel):
+    passive = {"QLabel", "QProgressBar", "QGroupBox", "ctkCollapsibleButton", "qMRMLWidget"}
+    active = {w.get("name") for w in panel_xml.iter("widget") if w.get("class") not in passive}
+    assert len(active) > 50
+    assert [name for name in sorted(active) if not getattr(panel.ui, name).toolTip] == []
+
+
+def test_colours_of_text_and_background_are_left_to_the_readers_theme(panel_xml):
+    """Dark and high-contrast themes stay readable: styles draw borders, and nothing in the code sets any."""
+    styles = [
+        p.findtext("string") for p in panel_xml.iter("property") if p.get("name") in ("styleSheet", "palette")
+    ]
+    rules = [rule.strip() for style in styles for rule in style.split("{")[1].rstrip("} ").split(";")]
+    assert {rule.split(":")[0].split("-")[0] for rule in rules if rule} == {"border", "padding"}
+    library = PANEL.parents[2] / "MedAnomalyCLIPLib"
+    told = " ".join(path.read_text(encoding="utf-8") for path in library.glob("panel_*.py"))
+    assert not re.search(r"styleSheet|setPalette|<font|color:", told)

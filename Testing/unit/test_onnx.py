@@ -186,9 +186,19 @@ def test_where_onnx_runtime_is_not_installed_torch_is_taken(monkeypatch):
 def test_a_gpu_is_left_to_torch(monkeypatch, gpu, taken):
     from MedAnomalyCLIPLib import networks
 
+    monkeypatch.setattr(networks.importlib.metadata, "version", lambda name: "2.13.0")
     monkeypatch.setattr(networks, "select_device", lambda name: torch.device(gpu))
     manifest = read_manifest(default_bundle_path())
     assert networks._choose(manifest, "auto", "auto", with_features=False) == taken
+
+
+def test_a_torch_for_processors_alone_is_not_imported_to_look_for_a_gpu(monkeypatch):
+    from MedAnomalyCLIPLib import networks
+
+    monkeypatch.setattr(networks.importlib.metadata, "version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr(networks, "select_device", lambda name: pytest.fail("it was looked for"))
+    manifest = read_manifest(default_bundle_path())
+    assert networks._choose(manifest, "auto", "auto", with_features=False) == "onnx"
 
 
 @pytest.mark.parametrize(

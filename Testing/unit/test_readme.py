@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -30,6 +31,19 @@ def test_python_example_runs(in_a_folder_with_an_image, capsys):
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out
     assert Path("results/mr/segmentation.seg.nrrd").is_file()
+
+
+def test_batch_example_runs_and_goes_on(in_a_folder_with_an_image):
+    (example,) = re.findall(r"```\n(from [^`]*?run_batch\(search[^`]*?)```", README, re.DOTALL)
+    Path("FOLDER").rename("studies")
+    written = []
+    for _run in range(2):
+        told = {}
+        exec(compile(example, "README.md", "exec"), told)
+        assert [one["state"] for one in told["manifest"]["inputs"]] == ["done"]
+        written.append(next(Path("results").glob("*/*/result.json")).stat().st_mtime_ns)
+    assert written[0] == written[1]  # it was not done again
+    assert json.loads(Path("results/manifest.json").read_text())["inputs"] == told["manifest"]["inputs"]
 
 
 COMMAND = re.compile(r"^medanomalyclip (.*?)(?:\s+#.*)?$", re.MULTILINE)

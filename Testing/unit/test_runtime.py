@@ -9,14 +9,26 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from MedAnomalyCLIPLib import runtime
 from MedAnomalyCLIPLib.runtime import DetectorWorker, available_devices, device_title, select_device
 
 
 class Echo:
-    """A detector whose result is the plane and what it was called with."""
+    """A detector whose result is the plane and what it was called with.
+
+    Attributes:
+        batches: planes that it was given together.
+    """
 
     def __init__(self, name):
         self.name = name
+        self.batches = []
+
+    def detect_many(self, planes, *, threshold=None, window=None, prompt=None, batch_size=8):
+        assert batch_size == len(planes)
+        self.batches.append(list(planes))
+        for plane in planes:
+            yield self.detect(plane, threshold=threshold, window=window, prompt=prompt)
 
     def detect(self, plane, *, threshold=None, window=None, prompt=None):
         return self.name, plane, threshold, threading.current_thread()
@@ -116,6 +128,83 @@ def test_devices_on_offer_can_be_selected_and_have_a_title():
         assert str(select_device(name)) == name
         assert device_title(name)
     assert re.fullmatch(r"CPU, \d+ threads?", device_title("cpu"))
+
+
+# Planes together
+
+
+@pytest.fixture
+def together(worker):
+    """Submits while the thread is busy, to a detector that it knows as quick; futures in their order."""
+
+    def submit(detector, *requests):
+        worker.submit("one", lambda: detector, "first", None).result(timeout=10)
+        worker.submit("one", lambda: detector, "second", None).result(timeout=10)
+        gate = threading.Event()
+        worker.call(lambda: gate.wait(10))
+        futures = [worker.submit("one", lambda: detector, *request) for request in requests]
+        gate.set()
+        return futures
+
+    return submit
+
+
+def test_planes_that_wait_go_through_together_and_come_back_in_order(together):
+    detector = Echo("one")
+    results = [future.result(timeout=10) for future in together(detector, *((p, 0.5) for p in "abcdefghijk"))]
+    assert [result[1] for result in results] == list("abcdefghijk")
+    assert detector.batches[2:] == [list("abcdefgh"), list("ijk")]
+
+
+def test_planes_of_other_wishes_go_apart(together):
+    detector = Echo("one")
+    requests = (("a", 0.5), ("b", 0.5), ("c", 0.6), ("d", 0.5), ("e", 0.5, (0, 1)))
+    results = [future.result(timeout=10) for future in together(detector, *requests)]
+    assert [result[1:3] for result in results] == [request[:2] for request in requests]
+    assert detector.batches[2:] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_a_plane_that_cannot_be_detected_on_takes_none_with_it(together):
+    class Picky(Echo):
+        def detect(self, plane, **options):
+            if plane == "c":
+                raise OSError("the disk is not there")
+            return super().detect(plane, **options)
+
+    futures = together(Picky("one"), *((plane, 0.5) for plane in "abcde"))
+    with pytest.raises(OSError, match="disk"):
+        futures[2].result(timeout=10)
+    assert [f.result(timeout=10)[1] for f in futures if f is not futures[2]] == list("abde")
+
+
+def test_a_plane_that_was_cancelled_while_it_waited_is_not_detected_on(worker):
+    detector, gate = Echo("one"), threading.Event()
+    worker.call(lambda: gate.wait(10))
+    futures = [worker.submit("one", lambda: detector, plane, None) for plane in "abc"]
+    assert futures[1].cancel()
+    gate.set()
+    assert futures[2].result(timeout=10)[1] == "c"
+    assert [plane for batch in detector.batches for plane in batch] == ["a", "c"]
+
+
+def test_a_slow_detector_does_not_keep_anyone_waiting_for_a_batch(worker, monkeypatch):
+    now = iter(range(1000))  # a second for each batch
+    monkeypatch.setattr(runtime.time, "perf_counter", lambda: next(now))
+    detector = Echo("one")
+    for future in [worker.submit("one", lambda: detector, plane, None) for plane in "abcde"]:
+        future.result(timeout=10)
+    assert detector.batches == [["a"], ["b"], ["c"], ["d"], ["e"]]
+
+
+def test_planes_that_wait_go_with_their_worker(worker):
+    begun, gate = threading.Event(), threading.Event()
+    worker.call(lambda: begun.set() or gate.wait(10))
+    begun.wait(10)
+    waiting = worker.submit("one", lambda: Echo("one"), "a", None)
+    worker.close()
+    gate.set()
+    with pytest.raises(CancelledError):
+        waiting.result(timeout=10)
 
 
 # Long work in steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from MedAnomalyCLIPLib.components import drop_small
 from MedAnomalyCLIPLib.errors import DependencyMissing, GeometryRefused, UnsupportedImage
 from MedAnomalyCLIPLib.geometry import SlicePlane, cut_slice
 from MedAnomalyCLIPLib.result import AnomalyResult, Provenance
+from MedAnomalyCLIPLib.runtime import MOST_AT_ONCE
 from MedAnomalyCLIPLib.slice_stream import SliceStream
 from MedAnomalyCLIPLib.slice_table import SliceRow, candidates, to_pandas
 from MedAnomalyCLIPLib.stored_map import NOT_ANALYSED, from_stored, to_stored
@@ -203,6 +205,25 @@ def test_planes_are_cut_on_the_callers_thread_and_few_ahead(pool):
     assert cut == [(index, threading.main_thread()) for index in range(3)]
 
 
+def test_no_more_wait_at_the_worker_than_two_batches_and_each_step_cuts_two(pool):
+    counts, ahead, results = [], [], []
+
+    def submit(plane):
+        future = pool.submit(detect, plane)
+        future.result()
+        results.append(weakref.ref(future.result()))
+        return future
+
+    stream = SliceStream([4] * 60, lambda k: counts.append(k) or cut_slice(VOLUME, 2, k), submit)
+    while not stream.ended:
+        before = len(counts)
+        stream.take()
+        assert len(counts) - before <= 2
+        ahead.append(len(counts) - stream.taken)
+    assert max(ahead) == 2 * MOST_AT_ONCE
+    assert not [one for one in results if one() is not None]  # nothing that was taken is held
+
+
 def test_nothing_is_cut_or_taken_after_a_cancel(pool):
     cut = []
     stream = SliceStream(
@@ -211,7 +232,7 @@ def test_nothing_is_cut_or_taken_after_a_cancel(pool):
     stream.take()
     stream.cancel()
     assert stream.ended
-    assert cut == [0, 1, 2]
+    assert cut == [0, 1, 2, 3]
 
 
 def test_a_bug_is_raised_and_ends_the_stream(pool):
