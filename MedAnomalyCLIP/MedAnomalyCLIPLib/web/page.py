@@ -228,7 +228,7 @@ def _outputs(volumes: VolumeReader) -> None:
     from trame_vuetify.widgets import vuetify3 as v
 
     with v.VSheet(v_if=("rows.length",), classes="d-flex outputs", height=210):
-        with html.Div(style="width: 450px; overflow-y: auto"), v.VTable(density="compact", fixed_header=True):
+        with html.Div(style="width: 415px; overflow-y: auto"), v.VTable(density="compact", fixed_header=True):
             with html.Thead(), html.Tr():
                 for title in ("Slice", "Score", "Percentile", "Area mm²", "Remark"):
                     html.Th(title)
@@ -297,7 +297,7 @@ def _slider(name: str, label: str, most: float = 1, step: float = 0.01) -> Any:
 def _section(title: str) -> Any:
     from trame.widgets import html
 
-    section = html.Div(classes="pa-3 border-b")
+    section = html.Div(classes="px-3 py-2 border-b")
     with section:
         html.Div(title, classes="text-subtitle-2 mb-1")
     return section
