@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ import SimpleITK
 pytest.importorskip("distributed")
 
 import worker_detectors
+from distributed.system import MEMORY_LIMIT
 
 from endurance import LONG, resident_bytes
 from MedAnomalyCLIPLib import cluster_start
@@ -231,6 +235,19 @@ def test_a_scheduler_that_runs_is_used_by_the_command(notes, tmp_path, capsys):
     assert printed.out.count("3 done, 0 failed, 0 stopped") == 2
     assert "Progress of all workers: http://127.0.0.1" in printed.err
     assert len(list(notes.iterdir())) == 1
+
+
+def test_workers_share_memory_and_their_progress_is_told_to_this_computer_alone(client):
+    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    assert {worker["nthreads"] for worker in known} == {1}
+    assert 0 < sum(worker["memory_limit"] for worker in known) <= MEMORY_LIMIT
+    link = urlsplit(client.dashboard_link)
+    assert link.hostname == "127.0.0.1"
+    with urllib.request.urlopen(client.dashboard_link, timeout=60) as answer:
+        assert answer.status == 200 and b"Bokeh" in answer.read()
+    if sys.platform == "linux":  # where this is an address of this computer, too
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", link.port), timeout=3).close()
 
 
 def test_a_scheduler_that_is_not_there_is_told(monkeypatch):
