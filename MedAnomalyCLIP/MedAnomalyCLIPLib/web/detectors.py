@@ -18,18 +18,18 @@ class DetectorList:
         Args:
             model: the folder of the one to begin with, which has number 0; None for the bundled one.
             folder: holds the folders of others; None if there are none.
+
+        Raises:
+            BundleInvalid: the one to begin with cannot be used.
         """
-        self._folder = folder
-        self._known = [str(model)] if model is not None else []
-        self._known.append("")
+        self._folder = None if folder is None else folder.absolute()
+        self._first = [] if model is None else [BundleSummary.read(model.absolute())]
+        self._known = [*(str(bundle.folder) for bundle in self._first), ""]
 
     def items(self) -> list[dict[str, Any]]:
         """Title and number of the detectors that there are now, as Vuetify's selectors take them."""
-        found = [BundleSummary.read(model) for model in self._known[:1] if model]
-        damaged: dict[Path, Any] = {}
-        if self._folder is not None:
-            own, damaged = list_bundles(self._folder)
-            found += [bundle for bundle in own if bundle.folder not in [other.folder for other in found]]
+        own, damaged = ([], {}) if self._folder is None else list_bundles(self._folder)
+        found = [*self._first, *(bundle for bundle in own if str(bundle.folder) != self._known[0])]
         offered = {bundle.folder: title for bundle, title in zip(found, titles(found), strict=True)}
         offered |= {path: f"{path.name} (cannot be used)" for path in damaged}
         named = [("", "Bundled detector"), *((str(path), title) for path, title in offered.items())]
