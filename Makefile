@@ -1,19 +1,23 @@
 # make detect               detect on the CT and the MR image that pydicom ships
 # make detect IMAGE=path    detect on a file or DICOM folder of yours
 # make web                  open a study in the browser, without Slicer: from the page, or IMAGE=path
+# make batch                detect on all images in IMAGE=folder, on two worker processes
+# make pacs                 put a CT into an archive that speaks DICOMweb, and a batch's results beside it
 # make test                 style, types, security and the whole test suite
 # make package              the extension as an archive for Slicer's Extensions Manager, in dist/
 # make clean                remove the environment, results and caches
 #
 # Nothing but Python (3.10 or newer) and make is needed; everything else goes into .venv and .venv-web, once.
 # PYTHON=python3.12 chooses the interpreter, OUTPUT=folder where results go, OPTIONS="--all --axis axial"
-# is passed on to `medanomalyclip detect` or `web`. PACKAGE="--os win --slicer-version 5.10" says which Slicer the archive
+# is passed on to `medanomalyclip detect`, `web` or `batch`. ARCHIVE=url is the DICOMweb service of `make pacs`, an Orthanc
+# on this computer if nothing is said. PACKAGE="--os win --slicer-version 5.10" says which Slicer the archive
 # is for.
 
 PYTHON  ?= python3
 OUTPUT  ?= results
 IMAGE   ?=
 OPTIONS ?=
+ARCHIVE ?= http://localhost:8042/dicom-web
 PACKAGE ?=
 
 VENV := .venv
@@ -27,7 +31,7 @@ INSTALL := $(BIN)/python $(PIP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help detect web test package clean
+.PHONY: help detect web batch pacs test package clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -45,10 +49,15 @@ $(VENV)/.for-detect: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) '.[codecs,dicom]'
 	@touch $@
 
+$(VENV)/.for-batch: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV); this takes some minutes, once."
+	$(INSTALL) '.[codecs,cluster,dicomweb]'
+	@touch $@ $(VENV)/.for-detect
+
 $(VENV)/.for-test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV); this takes some minutes, once."
 	$(INSTALL) '.[test]'
-	@touch $@ $(VENV)/.for-detect
+	@touch $@ $(VENV)/.for-detect $(VENV)/.for-batch
 
 $(WEB_VENV)/.for-web: pyproject.toml constraints.txt | $(WEB_BIN)/python
 	@echo "Installing into $(WEB_VENV); this takes some minutes, once."
@@ -56,6 +65,7 @@ $(WEB_VENV)/.for-web: pyproject.toml constraints.txt | $(WEB_BIN)/python
 	@touch $@
 
 # Found when the rule runs, after the environment is made.
+PYDICOM_CT = $$($(BIN)/python -c 'from pydicom.data import get_testdata_file as f; print(f("CT_small.dcm"))')
 PYDICOM_IMAGES = $$($(BIN)/python -c 'from pydicom.data import get_testdata_file as f; print(f("CT_small.dcm"), f("MR_small.dcm"))')
 
 detect: $(VENV)/.for-detect
@@ -64,6 +74,15 @@ detect: $(VENV)/.for-detect
 
 web: $(WEB_VENV)/.for-web
 	@$(WEB_BIN)/medanomalyclip web $(if $(IMAGE),"$(IMAGE)") $(OPTIONS)
+
+batch: $(VENV)/.for-batch
+	@$(BIN)/medanomalyclip batch $(if $(IMAGE),"$(IMAGE)",$(PYDICOM_IMAGES)) \
+		--output "$(OUTPUT)/batch" --workers 2 $(OPTIONS)
+
+pacs: $(VENV)/.for-batch
+	@$(BIN)/dicomweb_client --url "$(ARCHIVE)" store instances $(PYDICOM_CT)
+	@$(BIN)/medanomalyclip batch --dicomweb "$(ARCHIVE)" --query ModalitiesInStudy=CT \
+		--output "$(OUTPUT)/pacs" --dicom-seg --dicom-sr $(OPTIONS)
 
 # The environment of the page cannot be had everywhere; its tests say so then.
 test: $(VENV)/.for-test

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,19 @@ class BundleSummary:
     @property
     def description(self) -> str:
         return self.manifest.description
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.version}"
+
+
+def titles(bundles: Sequence[BundleSummary]) -> list[str]:
+    """What to call each in a list: those that have the same name and version by their folders, too."""
+    count = Counter(bundle.title for bundle in bundles)
+    return [
+        bundle.title if count[bundle.title] == 1 else f"{bundle.title} ({bundle.folder.name})"
+        for bundle in bundles
+    ]
 
 
 def list_bundles(folder: Path | str) -> tuple[list[BundleSummary], dict[Path, BundleInvalid]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from .bundle import default_bundle_path, read_card
-from .bundle_list import BundleSummary, list_bundles
+from .bundle_list import BundleSummary, list_bundles, titles
 from .errors import BundleInvalid, MedAnomalyCLIPError
 
 _RECENT_SETTING = "MedAnomalyCLIP/RecentDetectors"
@@ -99,7 +98,7 @@ class DetectorSelector:
 
     def title(self) -> str:
         """Name and version of the selected detector."""
-        return "" if self.selected is None else _title(self.selected)
+        return "" if self.selected is None else self.selected.title
 
     def show_card(self) -> None:
         """Show the selected detector's model card in a window of its own, beside which work can go on."""
@@ -175,27 +174,19 @@ def _entries() -> list[tuple[str, str, str]]:
     entries: list[tuple[str, str, str]] = []
     try:
         bundled = BundleSummary.read(default_bundle_path())
-        entries.append((_("Bundled detector"), "", _tooltip(_title(bundled), bundled.description)))
+        entries.append((_("Bundled detector"), "", _tooltip(bundled.title, bundled.description)))
     except MedAnomalyCLIPError as error:
         entries.append((_("Bundled detector (cannot be used)"), "", _tooltip(str(error))))
     found, damaged = list_bundles(detectors_folder())
     for folder in _recent():
         with suppress(BundleInvalid):  # on a disk that is not there now, perhaps
             found.append(BundleSummary.read(folder))
-    count = Counter(_title(bundle) for bundle in found)
-    for bundle in found:
-        title = _title(bundle)
-        if count[title] > 1:
-            title = _("{detector} in {folder}").format(detector=title, folder=bundle.folder.name)
+    for bundle, title in zip(found, titles(found), strict=True):
         entries.append((title, str(bundle.folder), _tooltip(bundle.description, str(bundle.folder))))
     for path, reason in damaged.items():
         title = _("{folder} (cannot be used)").format(folder=path.name)
         entries.append((title, str(path), _tooltip(str(reason), str(path))))
     return entries
-
-
-def _title(bundle: BundleSummary) -> str:
-    return f"{bundle.name} {bundle.version}"
 
 
 def _tooltip(*lines: str) -> str:

@@ -81,7 +81,7 @@ def test_detectors_of_one_name_are_told_apart_by_their_folders(panel, make_bundl
     make_bundle("tiny", own_detectors)
     shutil.copytree(own_detectors / "tiny", own_detectors / "copy")
     enter_again(panel)
-    assert sorted(offered(panel)[1:]) == ["tiny 1 in copy", "tiny 1 in tiny"]
+    assert sorted(offered(panel)[1:]) == ["tiny 1 (copy)", "tiny 1 (tiny)"]
 
 
 def test_a_detector_chosen_from_the_list_detects(real_panel, head, make_bundle, own_detectors, detect):

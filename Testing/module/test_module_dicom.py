@@ -87,6 +87,21 @@ def test_an_export_of_a_volume_from_dicom_lies_where_the_masks_were(logic, volum
     assert farthest(positions_of(tmp_path / "out" / "segmentation.dcm"), mask_positions(found)) < 0.01
 
 
+@pytest.mark.parametrize("name", ["segmentation.dcm", "anomaly_map.dcm"])
+def test_slicers_own_reader_places_mask_and_map_where_they_were(name, logic, volume, tmp_path):
+    import slicer
+
+    found = [detection.result for detection in logic.detectSlices(volume)]
+    logic.exportResults(volume, tmp_path / "out", dicom=["segmentation"])
+    read = slicer.modules.volumes.logic().AddArchetypeVolume(str(tmp_path / "out" / name), name)
+    indices = np.argwhere(slicer.util.arrayFromVolume(read) >= 128)[:, ::-1]
+    matrix = volume_matrix(read)
+    points = indices @ matrix[:3, :3].T + matrix[:3, 3]
+    masks = [r.mask if name == "segmentation.dcm" else np.around(255 * r.map) >= 128 for r in found]
+    expected = [pixel_positions(r.plane)[mask] for r, mask in zip(found, masks, strict=True)]
+    assert farthest(points, np.concatenate(expected)) < 0.01
+
+
 def test_frames_refer_to_the_files_that_show_them(logic, volume, database, tmp_path):
     logic.detectVolume(volume)
     logic.exportResults(volume, tmp_path / "out", dicom=["segmentation"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 import shutil
 import signal
 import sys
@@ -284,6 +286,16 @@ def test_the_command_lists_which_number_is_which(studies, detector, tmp_path, ca
 def test_the_command_prints_the_manifest_for_programs(studies, detector, tmp_path, capsys):
     command(detector, studies, "--output", tmp_path / "out", "--json")
     assert json.loads(capsys.readouterr().out)["counts"]["done"] == 4
+
+
+def test_a_terminal_shows_a_bar_of_all_that_were_found(studies, detector, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    command(detector, studies, "--output", tmp_path / "out")
+    assert re.search(r"\| 5/[56] \[", sys.stderr.getvalue())  # the last one may be found late
 
 
 def test_the_command_says_that_a_fault_is_none_of_the_users(studies, detector, tmp_path):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ import SimpleITK
 pytest.importorskip("distributed")
 
 import worker_detectors
+from distributed.system import MEMORY_LIMIT
 
 from endurance import LONG, resident_bytes
 from MedAnomalyCLIPLib import cluster_start
@@ -152,28 +156,32 @@ def test_many_series_with_workers_killed_now_and_then(notes, tmp_path):
     count = 1000 if LONG else 60
     studies = write_series(tmp_path / "studies", count, poison=(count // 3,))
     kills = range(count // 10, count, count // 5)
-    seen = []
+    seen, killed = [], []
 
     with local_workers(2) as client:
 
         def watch(settled, *_told):
             seen.append((resident_bytes(), len(client.futures)))
             if settled in kills and (alive := client.run(os.getpid, on_error="ignore")):
-                os.kill(next(iter(alive.values())), signal.SIGKILL)
+                killed.append(next(iter(alive.values())))
+                os.kill(killed[-1], signal.SIGKILL)
 
         started = time.monotonic()
         manifest = run_batch(search([studies]), tmp_path / "out", on(client, notes), on_series=watch)
         seconds = time.monotonic() - started
     assert manifest["counts"] == {"done": count - 1, "present": 0, "failed": 1, "stopped": 0}
+    assert manifest["inputs"][count // 3]["error"] == LOST
     assert manifest["complete"]
+    assert killed
     assert len((tmp_path / "out" / "slices.csv").read_text().splitlines()) == 1 + (count - 1) * 2
     assert not [path.name for path in (tmp_path / "out").rglob(".*")]
     assert max(out for _, out in seen) <= 5
     grown = seen[-1][0] - seen[count // 10][0]
     assert grown < 32 * 2**20
     if LONG:
-        kinds = f"{len(kills)} kills and one series that kills every worker"
-        print(f"\n{count} series of 2 slices, {kinds}: {seconds:.0f} s, memory {grown / 2**20:+.1f} MiB")
+        lost = f"{len(killed)} workers killed, one series that kills every worker"
+        print(f"\n{count} series of 2 slices, {lost}: {manifest['counts']}")
+        print(f"{seconds:.0f} s, memory of the process that leads {grown / 2**20:+.1f} MiB")
 
 
 def test_a_detector_that_no_worker_can_load_ends_the_batch(client, notes, tmp_path):
@@ -227,6 +235,19 @@ def test_a_scheduler_that_runs_is_used_by_the_command(notes, tmp_path, capsys):
     assert printed.out.count("3 done, 0 failed, 0 stopped") == 2
     assert "Progress of all workers: http://127.0.0.1" in printed.err
     assert len(list(notes.iterdir())) == 1
+
+
+def test_workers_share_memory_and_their_progress_is_told_to_this_computer_alone(client):
+    known = client.scheduler_info(n_workers=-1)["workers"].values()
+    assert {worker["nthreads"] for worker in known} == {1}
+    assert 0 < sum(worker["memory_limit"] for worker in known) <= MEMORY_LIMIT
+    link = urlsplit(client.dashboard_link)
+    assert link.hostname == "127.0.0.1"
+    with urllib.request.urlopen(client.dashboard_link, timeout=60) as answer:
+        assert answer.status == 200 and b"Bokeh" in answer.read()
+    if sys.platform == "linux":  # where this is an address of this computer, too
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", link.port), timeout=3).close()
 
 
 def test_a_scheduler_that_is_not_there_is_told(monkeypatch):

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.uid import (
+    ComprehensiveSRStorage,
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
     MRImageStorage,
@@ -403,6 +404,7 @@ def test_a_segment_says_what_it_is_and_what_made_it(tmp_path):
 def test_the_report_gives_each_slice_its_numbers_and_its_segment(tmp_path):
     _, results, files = write(write_series(tmp_path / "in"), tmp_path / "out")
     report, segmentation = dcmread(files[REPORT]), dcmread(files[SEGMENTATION])
+    assert report.SOPClassUID == ComprehensiveSRStorage
     groups = next(
         item.ContentSequence
         for item in report.ContentSequence
@@ -414,6 +416,8 @@ def test_the_report_gives_each_slice_its_numbers_and_its_segment(tmp_path):
         assert said["Anomaly score, 0 to 1"] == [f"{round(result.score, 6):g} 1"]
         assert said["Share of the detector's normal images that score lower"] == ["97.5 %"]
         assert said["Area"] == [f"{result.mask.sum() * 0.8 * 1.2:g} mm2"]
+        longest = largest_diameter(result.mask, result.plane.ijk_to_ras[:3, :2])
+        assert said.get("Largest diameter of a connected part", ["0 mm"]) == [f"{round(longest, 4):g} mm"]
         assert said["Tracking Identifier"] == [result.plane.description]
         references = [i.ReferencedSOPSequence[0] for i in group.ContentSequence if i.ValueType == "IMAGE"]
         if not result.mask.any():

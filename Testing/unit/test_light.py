@@ -84,6 +84,8 @@ np.savez(sys.argv[2], **found, loaded=sorted(sys.modules))
     assert float(found["score"]) == pytest.approx(expected.score, abs=1e-4)
     assert float(found["unlike"]) == pytest.approx(expected.unlikeness, abs=1e-3)
     assert not {"torch", "monai", "open_clip", "onnx"} & set(found["loaded"])
+    extras = {"highdicom", "dicomweb_client", "distributed", "pyarrow", "trame", "trame_slicer", "aiohttp"}
+    assert not extras & set(found["loaded"])
 
 
 def test_the_command_detects(tmp_path):

@@ -32,6 +32,11 @@ def test_a_study_that_is_not_there_is_told_before_anything_starts(tmp_path, caps
     assert "nothing does not exist" in capsys.readouterr().err
 
 
+def test_a_folder_of_detectors_that_is_not_there_is_told(tmp_path, capsys):
+    assert main(["web", "--detectors", str(tmp_path / "nothing")]) == EXIT_USER_ERROR
+    assert "nothing is no folder of detectors" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [["--readers", "0"], ["--port", "some"]])
 def test_numbers_that_make_no_sense_are_refused(options):
     with pytest.raises(SystemExit) as stopped:

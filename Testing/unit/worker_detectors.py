@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.fake_detector import BrightnessDetector
 from MedAnomalyCLIPLib.errors import BundleInvalid
 
-POISON = 666.0
+POISON = 30_000.0
 """A slice as bright as this ends the process that detects on it, as the kernel does when memory runs out."""
 
 

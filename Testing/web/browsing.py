@@ -17,6 +17,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVED = Path(__file__).with_name("served.py")
+COMMAND = ("-m", "MedAnomalyCLIPLib.cli", "web")  # with a detector that is one
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
 HOLD = "MEDANOMALYCLIP_TEST_HOLD"
 SIZE = {"width": 1200, "height": 900}
@@ -129,6 +130,17 @@ class Reader:
 
     def click(self, name: str) -> None:
         self.page.click(f".{name}")
+
+    def choose(self, name: str, title: str) -> None:
+        """One of the items of a selector."""
+        self.click(name)
+        self.page.get_by_role("option", name=title, exact=True).click()
+
+    def upload(self, path: Path, button: str = "file") -> None:
+        """Hand a file to the page, or with "folder" all that a folder holds."""
+        with self.page.expect_file_chooser() as chooser:
+            self.page.locator(f".mdi-{button}-upload").click()
+        chooser.value.set_files(path)
 
     def axial(self) -> np.ndarray:
         """(H, W, 3) int: the axial view as it is on the screen, without its slider and its title."""

@@ -49,10 +49,10 @@ def start_server(
     """Starts a server with arguments of `medanomalyclip web`; all are stopped at the end."""
     servers = []
 
-    def start(*arguments: Any) -> Server:
+    def start(*arguments: Any, **options: Any) -> Server:
         log = tmp_path_factory.mktemp("log") / "stderr"
-        options = ["--port", "0", "--no-browser", *map(str, arguments)]
-        servers.append(Server(web_python, options, log))
+        words = ["--port", "0", "--no-browser", *map(str, arguments)]
+        servers.append(Server(web_python, words, log, **options))
         return servers[-1]
 
     yield start

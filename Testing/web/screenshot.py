@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "MedAnomalyCLIP")]
 
 from harness import phantom  # noqa: E402
-from web.browsing import Reader, Server, find_chromium, find_python, headless, write_volume  # noqa: E402
+from web.browsing import COMMAND, Reader, Server, find_chromium, find_python, headless, write_volume  # noqa: E402
 
 
 def main() -> int:
@@ -26,8 +26,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory() as scratch:
         head = write_volume(Path(scratch) / "head.nii.gz", phantom.head((24, 160, 144))[0])
-        program = ("-m", "MedAnomalyCLIPLib.cli", "web")
-        server = Server(python, ["--port", "0", "--no-browser", str(head)], Path(scratch) / "log", program)
+        server = Server(python, ["--port", "0", "--no-browser", str(head)], Path(scratch) / "log", COMMAND)
         try:
             with headless(chromium) as browser:
                 reader = Reader(browser, server.address)

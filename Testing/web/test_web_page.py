@@ -7,6 +7,8 @@ import zipfile
 import numpy as np
 from scipy import ndimage
 
+from web.browsing import WAIT_MS
+
 COUNT = 12
 
 
@@ -21,6 +23,31 @@ def is_heat(picture: np.ndarray) -> np.ndarray:
     heat = picture[..., 0] - picture[..., 2] > 40
     heat[:, int(0.8 * heat.shape[1]) :] = False
     return heat
+
+
+def is_outline(picture: np.ndarray) -> np.ndarray:
+    """(H, W) bool: pixels in the colour of the segment's outline, which is turquoise."""
+    return picture[..., 1:].min(axis=-1) - picture[..., 0] > 30
+
+
+def inside_outline(picture: np.ndarray) -> np.ndarray:
+    """(H, W) bool: what it surrounds; JPEG leaves gaps in it."""
+    line = ndimage.binary_dilation(is_outline(picture), iterations=3)
+    return ndimage.binary_fill_holes(line) & ~line
+
+
+def areas(reader) -> list[float]:
+    """mm² in the table, slice by slice."""
+    return [float(text) for text in reader.page.locator("[data-slice] td:nth-child(4)").all_text_contents()]
+
+
+def wait_for_areas(reader, hold) -> list[float]:
+    """Those of the table once they are what was waited for."""
+    for _ in range(WAIT_MS // 100):
+        if hold(found := areas(reader)):
+            return found
+        reader.page.wait_for_timeout(100)
+    raise TimeoutError(f"the table never told what was waited for, but {found}")
 
 
 def test_the_page_shows_the_study_and_says_what_it_is_for(reader):
@@ -43,6 +70,9 @@ def test_detect_lays_the_map_over_the_spot_and_nowhere_else(reader):
     around = ndimage.binary_dilation(spot, iterations=12)
     around[:, int(0.7 * spot.shape[1]) :] = True  # the legend and its letters
     assert not is_heat(after)[~around].any()
+    near = ndimage.binary_dilation(around, iterations=6)
+    assert not is_outline(before).any() and not is_outline(after)[~near].any()
+    assert inside_outline(after)[ndimage.binary_erosion(spot, iterations=4)].all()
     assert np.quantile(np.abs(after - before)[~around], 0.999) < 20  # JPEG
 
 
@@ -58,6 +88,14 @@ def test_threshold_and_opacity_act_on_the_overlay(reader):
     threshold.press("End")
     reader.settled_axial(lambda p: grey_spot(p).any())
     reader.page.get_by_role("button", name="Reset").click()
+    reader.settled_axial(lambda p: is_heat(p).sum() > 1000)
+
+
+def test_colours_are_chosen_for_the_map_that_is_shown(reader):
+    reader.choose("colours", "InvertedGrey")
+    dark = reader.settled_axial(lambda p: not is_heat(p).any())
+    assert dark[inside_outline(dark)].mean() < 160  # where the image is nearly white
+    reader.choose("colours", "Heat")
     reader.settled_axial(lambda p: is_heat(p).sum() > 1000)
 
 
@@ -94,6 +132,21 @@ def test_a_run_over_the_volume_can_be_stopped_and_gone_on_with(reader, server):
     assert rows.count() == reader.page.locator(".plot .point").count() == COUNT
     scores = [float(text) for text in reader.page.locator("[data-slice] td:nth-child(2)").all_text_contents()]
     assert max(scores) > 0.9 > min(scores)
+
+
+def test_threshold_and_smallest_area_move_the_table_too(reader):
+    before = areas(reader)
+    assert max(before) > 0
+    area = reader.page.locator(".smallest_area [role=slider]")
+    area.press("End")
+    wait_for_areas(reader, lambda found: found == [value if value >= 500 else 0.0 for value in before])
+    assert reader.page.get_attribute(".smallest_area [role=slider]", "aria-valuenow") == "500"
+    area.press("Home")
+    wait_for_areas(reader, lambda found: found == before)
+    reader.page.locator(".threshold [role=slider]").press("End")
+    wait_for_areas(reader, lambda found: sum(found) < sum(before))
+    reader.page.get_by_role("button", name="Reset").click()
+    wait_for_areas(reader, lambda found: sum(found) >= sum(before))
 
 
 def test_rows_points_and_candidates_lead_to_their_slices(reader):

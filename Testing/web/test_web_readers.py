@@ -13,21 +13,15 @@ def other_file(tmp_path):
     return write_volume(tmp_path / "other.nii.gz", np.full((5, 30, 40), 70, np.int16))
 
 
-def upload(reader, path):
-    with reader.page.expect_file_chooser() as chooser:
-        reader.page.locator(".mdi-file-upload").click()
-    chooser.value.set_files(path)
-
-
 def test_two_browsers_do_not_see_each_others_study(start_server, open_page, head_file, other_file):
     server = start_server("--readers", 2)
     one, two = open_page(server.address), open_page(server.address)
-    upload(one, head_file)
+    one.upload(head_file)
     one.wait_for_study("72 × 80 × 12")
     one.click("detect-button")
     one.wait_for_text("score-words", "Score")
     assert "Open a file" in two.text("volume-words")
-    upload(two, other_file)
+    two.upload(other_file)
     two.wait_for_study("40 × 30 × 5")
     assert two.text("score-words") == ""
     for reader, words in ((one, "72 × 80 × 12"), (two, "40 × 30 × 5")):

@@ -27,6 +27,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = web.add_argument
     add("input", type=Path, nargs="?", metavar="INPUT", help="image file or DICOM folder to begin with")
     add("--model", type=Path, metavar="BUNDLE", help="folder of a detector (default: the bundled one)")
+    add(
+        "--detectors",
+        type=Path,
+        metavar="FOLDER",
+        help="offer the detectors whose folders lie in it, too, such as My detectors of Slicer's panel",
+    )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add("--host", default="127.0.0.1", help="address to listen on (default: this computer alone)")
     add("--port", type=int, default=8090, help="0 for any that is free (default: 8090)")
@@ -49,6 +55,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
     if arguments.input is not None and not arguments.input.exists():
         raise UnreadableImage(f"{arguments.input.name} does not exist")
+    if arguments.detectors is not None and not arguments.detectors.is_dir():
+        raise InvalidRequest(f"{arguments.detectors} is no folder of detectors")
     if not 0 <= arguments.port <= 65535:
         raise InvalidRequest("--port wants a number from 0 to 65535")
     if arguments.host not in _LOOPBACK:
@@ -66,6 +74,7 @@ def _serve_one(arguments: argparse.Namespace, load: DetectorLoader) -> None:
     options = ServerOptions(
         study=arguments.input,
         model=arguments.model,
+        detectors=arguments.detectors,
         device=arguments.device,
         host=arguments.host,
         port=arguments.port,
@@ -84,6 +93,8 @@ def _serve_readers(arguments: argparse.Namespace) -> None:
     options = ["--device", arguments.device]
     if arguments.model is not None:
         options += ["--model", str(arguments.model)]
+    if arguments.detectors is not None:
+        options += ["--detectors", str(arguments.detectors)]
     if arguments.input is not None:
         options.append(str(arguments.input))
     token = _token()

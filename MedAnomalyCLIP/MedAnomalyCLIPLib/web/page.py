@@ -9,6 +9,7 @@ from ..result import RESEARCH_USE_ONLY
 if TYPE_CHECKING:
     from trame_server import Server
 
+    from .display_reader import DisplayReader
     from .reader import Reader
     from .views import SliceViews
     from .volume_reader import VolumeReader
@@ -45,7 +46,7 @@ def build_page(server: Server, reader: Reader, volumes: VolumeReader, views: Sli
         with v.VNavigationDrawer(permanent=True, width=340):
             _study(reader)
             _detection(reader)
-            _display(reader)
+            _display(reader.display)
             _range(volumes)
         with v.VMain(), v.VSheet(classes="d-flex flex-column fill-height", color="black"):
             with html.Div(classes="d-flex", style="flex: 1 1 0; min-height: 0"):
@@ -76,7 +77,7 @@ def _study(reader: Reader) -> None:
             label="The folder holds several series",
             items=("series",),
             update_modelValue=(reader.open_series, "[$event]"),
-            **_dense(),
+            **_dense("series"),
         )
         v.VProgressLinear(v_if=("busy === 'reading'",), indeterminate=True)
         v.VAlert(
@@ -115,6 +116,14 @@ def _detection(reader: Reader) -> None:
     from trame_vuetify.widgets import vuetify3 as v
 
     with _section("Detect"):
+        v.VSelect(
+            v_if=("detector_items.length > 1",),
+            label="Detector",
+            items=("detector_items",),
+            v_model=("detector",),
+            update_menu=(reader.list_detectors, "[]"),
+            **_dense("detector"),
+        )
         v.VSelect(label="Slice view", items=("view_items",), v_model=("view_name",), **_dense())
         html.Div("{{ plane_words }}", classes="told mb-2 plane-words")
         v.VSelect(
@@ -144,17 +153,25 @@ def _detection(reader: Reader) -> None:
         html.Div("{{ line }}", v_for="line in result_lines", classes="result-line")
 
 
-def _display(reader: Reader) -> None:
+def _display(display: DisplayReader) -> None:
     from trame.widgets import html
     from trame_vuetify.widgets import vuetify3 as v
 
     with _section("Display"):
         with html.Div(classes="d-flex align-center"):
             _slider("threshold", "Threshold")
-            v.VBtn("Reset", click=reader.own_threshold, disabled=("!threshold_chosen",), **_small())
+            v.VBtn("Reset", click=display.take_own_threshold, disabled=("!threshold_chosen",), **_small())
         with html.Div(classes="d-flex align-center"):
             _slider("opacity", "Opacity")
             v.VSwitch(v_model=("overlay_visible",), label="Overlay", hide_details=True, density="compact")
+        with html.Div(classes="d-flex align-center"):
+            _slider("smallest_area", "Smallest area, mm²", most=500, step=1)
+        v.VSelect(
+            label="Colours",
+            items=("colour_items",),
+            v_model=("colours",),
+            **_dense("colours"),
+        )
         with html.Div(classes="d-flex align-center"):
             v.VRangeSlider(
                 v_model=("window",),
@@ -167,7 +184,7 @@ def _display(reader: Reader) -> None:
                 hide_details=True,
                 classes="window",
             )
-            v.VBtn("Auto", click=reader.auto_window, disabled=("!volume_words",), **_small())
+            v.VBtn("Auto", click=display.auto_window, disabled=("!volume_words",), **_small())
 
 
 def _range(volumes: VolumeReader) -> None:
@@ -211,7 +228,7 @@ def _outputs(volumes: VolumeReader) -> None:
     from trame_vuetify.widgets import vuetify3 as v
 
     with v.VSheet(v_if=("rows.length",), classes="d-flex outputs", height=210):
-        with html.Div(style="width: 450px; overflow-y: auto"), v.VTable(density="compact", fixed_header=True):
+        with html.Div(style="width: 415px; overflow-y: auto"), v.VTable(density="compact", fixed_header=True):
             with html.Thead(), html.Tr():
                 for title in ("Slice", "Score", "Percentile", "Area mm²", "Remark"):
                     html.Th(title)
@@ -262,15 +279,15 @@ def _outputs(volumes: VolumeReader) -> None:
                 )
 
 
-def _slider(name: str, label: str) -> Any:
+def _slider(name: str, label: str, most: float = 1, step: float = 0.01) -> Any:
     from trame_vuetify.widgets import vuetify3 as v
 
     return v.VSlider(
         v_model=(name,),
         label=label,
         min=0,
-        max=1,
-        step=0.01,
+        max=most,
+        step=step,
         thumb_label=True,
         hide_details=True,
         classes=name,
@@ -280,14 +297,14 @@ def _slider(name: str, label: str) -> Any:
 def _section(title: str) -> Any:
     from trame.widgets import html
 
-    section = html.Div(classes="pa-3 border-b")
+    section = html.Div(classes="px-3 py-2 border-b")
     with section:
         html.Div(title, classes="text-subtitle-2 mb-1")
     return section
 
 
-def _dense() -> dict[str, Any]:
-    return {"density": "compact", "hide_details": True, "variant": "outlined", "classes": "my-1"}
+def _dense(name: str = "") -> dict[str, Any]:
+    return {"density": "compact", "hide_details": True, "variant": "outlined", "classes": f"my-1 {name}"}
 
 
 def _small() -> dict[str, Any]:

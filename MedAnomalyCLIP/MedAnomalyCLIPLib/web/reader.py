@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bundle import default_bundle_path
-from ..bundle_list import BundleSummary
 from ..errors import MedAnomalyCLIPError, SeriesAmbiguous
 from ..panel_prompt import AUTOMATIC, OWN, prompt_wanted
 from ..prompt import guess_preset
 from ..scene import words_of
 from ..scene_logic_detection import Detection
 from ..scene_logic_volumes import VolumeLogic
-from ..scene_views import Node, ViewWatcher, displayed_window
+from ..scene_views import Node, ViewWatcher
+from .detectors import DetectorList
+from .display_reader import DisplayReader
 from .study import Uploads, add_volume, volume_words
 
 if TYPE_CHECKING:
@@ -41,16 +41,12 @@ STATE: dict[str, Any] = {
     "plane_words": "",
     "view_items": [],  # slice views to choose from, "" for the one last touched
     "view_name": "",
-    "window": [0.0, 1.0],  # voxel values shown as black and white
-    "window_limits": [0.0, 1.0],
+    "detector_items": [],
+    "detector": 0,  # its number in the list
     "preset_items": [],
     "preset": AUTOMATIC,
     "normal_phrases": "",
     "abnormal_phrases": "",
-    "threshold": 0.5,
-    "threshold_chosen": False,  # by the reader; until then it is the detector's own
-    "opacity": 0.5,
-    "overlay_visible": True,
     "score_words": "",
     "result_lines": [],
 }
@@ -76,38 +72,39 @@ class Reader:
 
     Attributes:
         node: the volume node; None before there is one.
+        display: how images and maps are shown.
         on_study: called when another study has taken the place of the last one.
         on_idle: called when nothing is on its way any more.
     """
 
     def __init__(
-        self, server: Server, logic: ReaderLogic, views: SliceViews, detector: str = "", device: str = "auto"
+        self,
+        server: Server,
+        logic: ReaderLogic,
+        views: SliceViews,
+        detectors: DetectorList,
+        device: str = "auto",
     ) -> None:
         self.node: Node | None = None
         self.server, self.logic, self.state = server, logic, server.state
         self.on_study: list[Callable[[], None]] = []
         self.on_idle: list[Callable[[], None]] = []
-        self._views, self._detector, self._device = views, detector, device
-        self._manifest = BundleSummary.read(detector or default_bundle_path()).manifest
+        self._views, self._detectors, self._device = views, detectors, device
         self._uploads = Uploads()
         self._chosen_path: Path | None = None
         self._opening = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
         self._settling: asyncio.TimerHandle | None = None
         self.state.update(STATE)
-        self.state.threshold = logic.threshold = self._manifest.threshold
+        self.display = DisplayReader(self.state, logic, self.start_polling)
+        self._take_detector(0)
+        self.list_detectors()
         self.state.view_items = [{"title": "Last touched", "value": ""}, *views.items()]
         self._watcher = ViewWatcher(self._plane_moved)
         self._watcher.start()
         views.moving = self.moving_views
-        for name, answer in {
-            "threshold": self._threshold_moved,
-            "opacity": self._overlay_changed,
-            "overlay_visible": self._overlay_changed,
-            "window": self._window_moved,
-            "view_name": self._plane_moved,
-        }.items():
-            self.state.change(name)(answer)
+        self.state.change("view_name")(self._plane_moved)
+        self.state.change("detector")(self._detector_chosen)
 
     def close(self) -> None:
         """Forget the study: nothing of it stays on this computer."""
@@ -160,8 +157,8 @@ class Reader:
                 self.node = add_volume(volume)
                 self.state.volume_words = volume_words(volume)
                 self._views.show(self.node)
-                self._watch_window()
-                self._offer_presets(*words_of(self.node))
+                self.display.watch(self.node)
+                self._offer_presets()
                 for answer in self.on_study:
                     answer()
                 self._plane_moved()
@@ -189,10 +186,33 @@ class Reader:
             for node in slicer.util.getNodesByClass(kind):
                 slicer.mrmlScene.RemoveNode(node)
         self.state.update({"score_words": "", "result_lines": [], "volume_words": ""})
-        if not self.state.threshold_chosen:
-            self.state.threshold = self.logic.threshold = self._manifest.threshold
+        self.display.expect_own_threshold()
 
-    def _offer_presets(self, modality: str, words: str) -> None:
+    # Detectors
+
+    def list_detectors(self) -> None:
+        """Offer those that there are now."""
+        self.state.detector_items = self._detectors.items()
+
+    def _detector_chosen(self, detector: int, **_: Any) -> None:
+        if detector != self._detector:
+            with self.telling():
+                self._take_detector(detector)
+            self.state.detector = self._detector
+
+    def _take_detector(self, number: int) -> None:
+        """Select a detector; one that cannot be used leaves that which was."""
+        self._manifest = self._detectors.read(number).manifest
+        self._detector = number
+        self.display.own = self._manifest.threshold
+        # The slider belongs to the maps that are shown; without any, it shows what the next one starts with.
+        if not self.logic.hasOverlay():
+            self.display.expect_own_threshold()
+        if self.node is not None:
+            self._offer_presets()
+
+    def _offer_presets(self) -> None:
+        modality, words = words_of(self.node)
         presets = self._manifest.presets
         titles = {preset.name: preset.title for preset in presets}
         guess = titles.get(guess_preset(presets, modality, words), "images of any kind")
@@ -200,6 +220,8 @@ class Reader:
         if presets and self._manifest.text_sha256:
             items[OWN] = "Own phrases"
         self.state.preset_items = [{"title": title, "value": value} for value, title in items.items()]
+        if self.state.preset not in items:
+            self.state.preset = AUTOMATIC
 
     # Detection
 
@@ -223,7 +245,7 @@ class Reader:
         """What the reader chose of a detection, as keyword arguments of the logic."""
         state = self.state
         return {
-            "detector": self._detector,
+            "detector": self._detectors.folder(self._detector),
             "device": self._device,
             "threshold": state.threshold if state.threshold_chosen else None,
             "prompt": prompt_wanted(state.preset, state.normal_phrases, state.abnormal_phrases),
@@ -259,63 +281,10 @@ class Reader:
         result = detection.result
         self.state.score_words = f"Score {result.score:.2f}"
         self.state.result_lines = result_words(result).split("\n")
-        self.follow_threshold(result.threshold)
-        self.logic.setVisible(self.state.overlay_visible, self.state.opacity)
-
-    def follow_threshold(self, threshold: float) -> None:
-        """A first result is there: it follows the slider if the reader moved that, else the slider it."""
-        if self.state.threshold_chosen:
-            self.logic.setThreshold(self.state.threshold, wait=False)
-        else:
-            self.state.threshold = self.logic.threshold = float(threshold)
+        self.display.follow_threshold(result.threshold)
+        self.display.show_as_chosen()
 
     # What the reader moves
-
-    def own_threshold(self) -> None:
-        """Go back to the detector's own threshold."""
-        self.state.threshold_chosen = False
-        self.state.threshold = self._manifest.threshold
-        self.logic.setThreshold(self._manifest.threshold, wait=False)
-        self.start_polling()
-
-    def auto_window(self) -> None:
-        display = self.node.GetDisplayNode() if self.node is not None else None
-        if display is not None:
-            display.AutoWindowLevelOff()
-            display.AutoWindowLevelOn()
-            self._window_changed()
-
-    def _threshold_moved(self, threshold: float, **_: Any) -> None:
-        if abs(threshold - self.logic.threshold) < 1e-6:
-            return
-        self.state.threshold_chosen = True
-        self.logic.setThreshold(float(threshold), wait=False)
-        self.start_polling()
-
-    def _overlay_changed(self, overlay_visible: bool, opacity: float, **_: Any) -> None:
-        self.logic.setVisible(overlay_visible, float(opacity))
-
-    def _watch_window(self) -> None:
-        assert self.node is not None
-        display = self.node.GetDisplayNode()
-        low, high = self.node.GetImageData().GetScalarRange()
-        self.state.window_limits = [low, max(high, low + 1e-6)]
-        display.AddObserver("ModifiedEvent", self._window_changed)
-        self._window_changed()
-
-    def _window_changed(self, *_: Any) -> None:
-        """The window was dragged in a view, or set here."""
-        window = [float(value) for value in displayed_window(self.node)]
-        if window != list(self.state.window):
-            with self.state:
-                self.state.window = window
-
-    def _window_moved(self, window: Sequence[float], **_: Any) -> None:
-        if self.node is None or list(window) == list(displayed_window(self.node)):
-            return
-        display = self.node.GetDisplayNode()
-        display.AutoWindowLevelOff()
-        display.SetWindowLevelMinMax(*sorted(float(value) for value in window))
 
     def _plane_moved(self, *_: Any, **__: Any) -> None:
         if self._settling is not None:
@@ -347,6 +316,8 @@ class Reader:
                     running = self.logic.poll()
                     if not self.logic.isRunning() and self.state.busy not in ("", "reading"):
                         self.state.busy = ""
+                        self._idle()
+                    elif not running:  # masks follow another threshold or smallest area
                         self._idle()
             except Exception:
                 logging.getLogger(__name__).exception("The detection was stopped by a fault in the program")

@@ -24,7 +24,8 @@ class ServerOptions:
     Attributes:
         token: what a browser has to show.
         study: file or folder to begin with; None to wait for one from the browser.
-        model: folder of a detector; None for the bundled one.
+        model: folder of the detector to begin with; None for the bundled one.
+        detectors: a folder with those of others to choose from; None for no others.
         device: as torch names it, or "auto".
         host: address to listen on.
         port: 0 for any that is free.
@@ -35,6 +36,7 @@ class ServerOptions:
     token: str = field(repr=False)
     study: Path | None = None
     model: Path | None = None
+    detectors: Path | None = None
     device: str = "auto"
     host: str = "127.0.0.1"
     port: int = 8090
@@ -54,6 +56,7 @@ def serve(
         ready: called with the address to open, token included.
 
     Raises:
+        BundleInvalid: the detector to begin with cannot be used.
         DependencyMissing: trame-slicer is not installed.
         InvalidRequest: the port is taken, or the address is not this computer's.
     """
@@ -63,6 +66,7 @@ def serve(
     os.environ["WSLINK_READY_MSG"] = ""
     from trame.app import get_server
 
+    from .detectors import DetectorList
     from .page import build_page
     from .reader import Reader, ReaderLogic
     from .views import SliceViews
@@ -71,7 +75,8 @@ def serve(
     server = get_server(client_type="vue3")
     server.cli.set_defaults(authKey=options.token)
     views = SliceViews(server, app)
-    reader = Reader(server, ReaderLogic(load), views, str(options.model or ""), options.device)
+    detectors = DetectorList(options.model, options.detectors)
+    reader = Reader(server, ReaderLogic(load), views, detectors, options.device)
     build_page(server, reader, VolumeReader(server, reader), views)
 
     def on_ready(**_: Any) -> None:

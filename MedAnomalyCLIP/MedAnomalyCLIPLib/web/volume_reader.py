@@ -86,8 +86,8 @@ class VolumeReader:
     def _slice_done(self, done: int, total: int, outcome: SliceOutcome | None) -> None:
         self.state.update({"done": done, "total": total})
         if done == 1 and outcome is not None and outcome.result is not None:
-            self._reader.follow_threshold(outcome.result.threshold)
-            self._logic.setVisible(self.state.overlay_visible, self.state.opacity)
+            self._reader.display.follow_threshold(outcome.result.threshold)
+            self._reader.display.show_as_chosen()
         self._show_rows()
 
     def _run_done(self, detection: VolumeDetection | None, error: MedAnomalyCLIPError | None) -> None:
