@@ -85,7 +85,7 @@ class PresetCalibration:
     Attributes:
         preset: name of the detector's preset.
         threshold: map value from which a pixel counts as anomalous.
-        image_threshold: score that 95 % of the reference do not reach.
+        image_threshold: score that 95 % of normal images do not exceed, as far as the reference tells.
         reference: scores of normal images of this kind.
     """
 
@@ -106,7 +106,8 @@ class BundleManifest:
         detector: parts and numbers of the network.
         preprocess: how a slice becomes its input.
         threshold: map value from which a pixel counts as anomalous.
-        image_threshold: score that 95 % of the normal reference images do not reach; None without reference.
+        image_threshold: score that 95 % of normal images do not exceed, as far as the reference tells; None
+            without one.
         reference: scores of normal images.
         calibrations: the same for the detector's presets, those that there were normal images for.
         unlike_threshold: distance from the training images that nearly all images of their kinds stay below.

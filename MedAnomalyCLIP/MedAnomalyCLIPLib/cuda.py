@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .errors import DeviceMemoryExhausted
 
-LARGEST_BATCH = 64
+LARGEST_BATCH = 128
 """Beyond it a large tower gains nothing, and the first result comes later."""
 
 _TRIED = 4  # slices of which the need of one is told
@@ -20,7 +20,7 @@ _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBac
 
 
 def choose_batch_size(device: torch.device, run: Callable[[int], object]) -> int:
-    """How many slices to detect on at once: as many as the GPU's free memory holds, 64 at most.
+    """How many slices to detect on at once: as many as the GPU's free memory holds, 128 at most.
 
     Args:
         device: a CUDA device.

@@ -102,7 +102,7 @@ class SliceDetector:
 
     @property
     def image_threshold(self) -> float | None:
-        """Score that 95 % of the bundle's normal reference images do not reach."""
+        """Score that 95 % of normal images do not exceed, as far as the bundle's reference tells."""
         return self._manifest.image_threshold
 
     @property

@@ -50,7 +50,7 @@ class AnomalyResult:
         provenance: detector, device, versions.
         percentile: share in % of the detector's normal reference images that score lower; None when the
             bundle has no reference.
-        image_threshold: score that 95 % of those images do not reach; None when the bundle has none.
+        image_threshold: score that 95 % of such images do not exceed; None when the bundle has none.
         prompt: what the image was compared with, in words, for example "Brain, MR"; empty for the detector's
             only text.
         unlikeness: distance from the images that the detector learned from; None when it does not know them.

@@ -249,7 +249,7 @@ def memory(monkeypatch):
 
 @pytest.mark.parametrize(
     ("free", "kept", "used", "expected"),
-    [(80, 0, 0, 48), (200, 0, 0, 64), (10, 8, 2, 8), (12, 0, 0, 7), (1, 0, 0, 1), (0, 0, 0, 1)],
+    [(80, 0, 0, 48), (200, 0, 0, 128), (10, 8, 2, 8), (12, 0, 0, 7), (1, 0, 0, 1), (0, 0, 0, 1)],
 )
 def test_the_batch_is_what_free_memory_holds(memory, free, kept, used, expected):
     """70 % of what is free, less a GiB, in eights where there are more; a GiB for each image."""

@@ -242,7 +242,7 @@ def test_the_command_learns_from_a_packed_file_what_it_learns_from_the_folder(mo
     assert default_detector.main(["--data", data, *common]) == 0
     assert default_detector.main(["--packed", packed, *common, "--workers", "2"]) == 0
     (recipe, images, folder, _, _), (again, unpacked, nowhere, _, place) = asked
-    assert recipe == again and (recipe.joint.steps, recipe.heads.seed) == (5, 3)
+    assert recipe == again and (recipe.joint.steps, recipe.tower.seed) == (5, 3)
     assert (folder, nowhere, place.workers) == (Path(data), None, 2)
     assert [r.path.name for r in images.records] == [r.path.name for r in unpacked.records]
     assert np.abs(images.images.astype(int) - unpacked.images).mean() < 8
@@ -267,14 +267,12 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
         training_records,
     )
     from MedAnomalyCLIPLib.training.default_stages import DefaultRecipe, Place
-    from MedAnomalyCLIPLib.training.heads import HeadTraining
     from MedAnomalyCLIPLib.training.joint import JointTraining
 
     data = made_up_data(tmp_path / "data")
     recipe = DefaultRecipe(
         TowerTraining(steps=1, batch_size=4, warmup=1, side=32),
         JointTraining(steps=2, outlined=2, painted=1, others=1, small_side=32, small_steps=1),
-        HeadTraining(batches=1, outlined=2, painted=1, labelled=1, epochs=1),
     )
     work, cpu = tmp_path / "work", torch.device("cpu")
     spec = replace(DETECTOR, familiarity=FamiliaritySpec(2))
@@ -299,7 +297,6 @@ def test_the_recipe_makes_a_bundle_that_detects_and_says_what_it_was_made_from(t
     others = (
         replace(recipe, tower=replace(recipe.tower, steps=2)),
         replace(recipe, joint=replace(recipe.joint, steps=3)),
-        replace(recipe, heads=replace(recipe.heads, epochs=2)),
     )
     for other in others:
         with pytest.raises(MedAnomalyCLIPError, match="other settings"):

@@ -124,7 +124,6 @@ class JointBatches:
         outlined: images with outlined lesions in a batch.
         painted: images without lesions in a batch, most of them painted on.
         others: images of all kinds in a batch, those with labels twice as often.
-        labels_alone: whether the others are only images whose label is their own.
         synthesis: which lesions are painted.
         appearance: whether pictures have another appearance than the images.
         seed: of everything random.
@@ -139,7 +138,6 @@ class JointBatches:
         others: int,
         synthesis: SynthesisConfig,
         seed: int,
-        labels_alone: bool = False,
         appearance: bool = True,
     ) -> None:
         self.images, self.seed, self.appearance = images, seed, appearance
@@ -147,12 +145,12 @@ class JointBatches:
         self.synthesizer = AnomalySynthesizer(synthesis)
         self.lesions = sorted(images.masks)
         self.normal = [i for i, record in enumerate(records) if can_be_painted(record)]
-        rest = [i for i, record in enumerate(records) if tells_normal(record) or not labels_alone]
-        attention = np.array([1.0 + tells_normal(records[i]) for i in rest])
+        every = range(len(records))
+        attention = np.array([1.0 + tells_normal(record) for record in records])
         self.parts = (
             _Part(self.lesions, _odds(records, self.lesions), outlined if self.lesions else 0),
             _Part(self.normal, _odds(records, self.normal), painted),
-            _Part(rest, _odds(records, rest, attention), others),
+            _Part(every, _odds(records, every, attention), others),
         )
         names = [subject(record) for record in records]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}

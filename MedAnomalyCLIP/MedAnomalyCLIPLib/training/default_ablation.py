@@ -22,7 +22,6 @@ from ..runtime import select_device
 from .anomaly_batches import AnomalyImages
 from .default_detector import DETECTOR, learning_figures, read_records
 from .default_stages import DefaultRecipe, Place, train_stages
-from .heads import HeadTraining
 from .joint import JointTraining
 from .packed_set import read_packed_set
 from .tower import TowerTraining
@@ -31,7 +30,7 @@ Trial = tuple[DefaultRecipe, AnomalyImages]
 
 
 def short_recipe(tower_steps: int, joint_steps: int) -> DefaultRecipe:
-    """The recipe in small: smaller pictures, half the batch, no third stage."""
+    """The recipe in small: smaller pictures, half the batch."""
     return DefaultRecipe(
         TowerTraining(
             steps=tower_steps, horizon=tower_steps * 5 // 4, side=160, batch_size=64, ema_decay=0.99
@@ -47,7 +46,6 @@ def short_recipe(tower_steps: int, joint_steps: int) -> DefaultRecipe:
             ema_decay=0.99,
             checkpoint_every=joint_steps,
         ),
-        HeadTraining(batches=0),
     )
 
 

@@ -42,7 +42,6 @@ from ..runtime import select_device
 from .anomaly_batches import AnomalyImages
 from .default_stages import DefaultRecipe, Place, bar, name_of, train_stages
 from .finishing import calibrate, training_sources
-from .heads import HeadTraining
 from .image_set import inner_square, pack, read_lesion_mask
 from .joint import JointModel, JointTraining, text_banks
 from .model_card import model_card
@@ -51,7 +50,7 @@ from .tower import CLIP_MEAN, CLIP_STD, TowerTraining
 from .volume_slices import volume_slices
 
 PACKED_SIDE = 256
-Training = TypeVar("Training", TowerTraining, JointTraining, HeadTraining)
+Training = TypeVar("Training", TowerTraining, JointTraining)
 SLICES_PER_AXIS = 24
 LOOKS_AT_ONCE = 16
 DRAWS = 1000  # of the bootstrap, for the card's intervals
@@ -93,8 +92,8 @@ vision tower learns to give what an ImageNet MobileNetV2 gives (the teacher, not
 appearance of a view, and both towers to match images with sentences made from what the sources say of each
 image. Then everything at once: the same, and the heads of the detector, which compare patches and images with
 sentences about their kind, on outlined lesions, on lesions painted into normal images, and on images with a
-label alone. Last, these heads for longer, the towers as they are. The towers' weights are running averages.
-Thresholds come from validation images. The test images below took no part in fitting or in thresholds.
+label alone. The weights are running averages. Thresholds come from validation images. The test images below
+took no part in fitting or in thresholds.
 
 `text_tower.safetensors` is the small text tower. Detection reads it only for a reader's own phrases; other
 detectors are trained from it, and it stands under the same terms."""
@@ -122,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--device", default="auto")
     add("--workers", type=int, default=0, help="processes that draw and paint ahead")
-    for stage in ("tower", "joint", "heads"):
+    for stage in ("tower", "joint"):
         add(
             f"--{stage}", nargs="+", default=[], metavar="NAME=NUMBER", help=f"numbers of the stage {stage!r}"
         )
@@ -156,7 +155,6 @@ def _run_as_asked(arguments: argparse.Namespace) -> None:
     recipe = DefaultRecipe(
         _changed(TowerTraining(seed=seed), arguments.tower),
         _changed(JointTraining(seed=seed), arguments.joint),
-        _changed(HeadTraining(seed=seed), arguments.heads),
         tuple(arguments.without),
     )
     device = select_device(arguments.device)

@@ -1,8 +1,8 @@
-"""The three stages in which the bundled detector is trained: images in, a trained model out.
+"""The two stages in which the bundled detector is trained: images in, a trained model out.
 
-First both towers learn features and sentences, then everything at once, the detector's heads included, last
-the heads alone, on many views. Each stage goes on where it was interrupted, and what came of all three is
-kept in one file, so that thresholds and figures can be made of it later, or on another machine.
+First both towers learn features and sentences, then everything at once, the detector's heads included. Each
+stage goes on where it was interrupted, and what came of both is kept in one file, so that thresholds and
+figures can be made of it later, or on another machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ..detectors.specification import DetectorSpec
 from ..errors import InvalidRequest
 from .anomaly_batches import AnomalyImages
 from .checkpoint import load_checkpoint, save_checkpoint
-from .heads import HeadTraining, train_heads
 from .joint import JointModel, JointTraining, train_jointly
 from .log import TrainingLog
 from .tower import DistillingClip, TowerTraining, train_tower
@@ -38,13 +37,11 @@ class DefaultRecipe:
     Attributes:
         tower: of the first training.
         joint: of the second.
-        heads: of the third, of the heads alone.
         without: sets, or clusters of sets, that are left out of all training, beside the held-out head.
     """
 
     tower: TowerTraining = field(default_factory=TowerTraining)
     joint: JointTraining = field(default_factory=JointTraining)
-    heads: HeadTraining = field(default_factory=HeadTraining)
     without: tuple[str, ...] = ()
 
 
@@ -100,8 +97,6 @@ def train_stages(
         return model.eval()
     distilled = _distil(recipe.tower, images, spec, place)
     model = _train_jointly(recipe.joint, distilled, images, spec, place, on_checkpoint)
-    if recipe.heads.batches:
-        _train_heads(recipe.heads, model, images, place)
     save_checkpoint(file, {"model": model.cpu().eval()}, None, notes)
     return model
 
@@ -173,20 +168,6 @@ def _train_jointly(
             workers=place.workers,
             on_step=log.step,
             on_checkpoint=told,
-        )
-
-
-def _train_heads(training: HeadTraining, model: JointModel, images: AnomalyImages, place: Place) -> None:
-    steps = training.epochs * training.batches
-    with TrainingLog(place.work / "log" / "heads", steps, title="heads") as log:
-        train_heads(
-            model,
-            images,
-            training,
-            device=place.device,
-            workers=place.workers,
-            on_progress=bar("keep tokens"),
-            on_step=log.step,
         )
 
 

@@ -38,7 +38,7 @@ from .model_card import model_card
 from .prepared import PreparedImages, Progress, network_input
 from .recipe import Recipe
 from .run_folder import UNCALIBRATED
-from .thresholds import NORMAL_IMAGES_BELOW, NORMAL_PIXELS_BELOW, HeldOut, with_held_out, with_reference
+from .thresholds import NORMAL_PIXELS_BELOW, HeldOut, specific_threshold, with_held_out, with_reference
 
 FAMILIAR_BELOW = 0.99
 FEWEST_NORMAL = 10  # images, below which a reference would say more than it knows
@@ -117,7 +117,7 @@ def calibrate(
                 PresetCalibration(
                     preset.name,
                     _pixel_threshold(own, found),
-                    float(np.quantile(normal, NORMAL_IMAGES_BELOW)),
+                    specific_threshold(normal),
                     NormalReference(words, tuple(sorted(normal))),
                 )
             )

@@ -39,6 +39,10 @@ _NOT_MEASURED = [
     "Not yet. `medanomalyclip evaluate` measures it on labelled images of yours, beside trivial baselines.",
 ]
 
+_IMAGE_THRESHOLD = """\
+An image threshold is meant to be the score that 95 % of normal images do not exceed: the upper 80 %
+confidence bound of that quantile, or, where the reference has fewer than 32 images, its highest score."""
+
 
 def model_card(manifest: BundleManifest, how_made: str, settings: Mapping[str, Any]) -> str:
     """Markdown text of the card.
@@ -108,6 +112,8 @@ def _thresholds(manifest: BundleManifest) -> list[str]:
     for own in manifest.calibrations:
         start = f"{titles[own.preset]}: pixel threshold {own.threshold:.2f}. "
         lines += ["", *_reference(start, own.image_threshold, own.reference)]
+    if manifest.reference is not None:
+        lines += ["", _IMAGE_THRESHOLD]
     if manifest.unlike_threshold is not None:
         lines += [
             "",
@@ -120,10 +126,7 @@ def _thresholds(manifest: BundleManifest) -> list[str]:
 def _reference(start: str, threshold: float | None, reference: NormalReference | None) -> list[str]:
     if reference is None or threshold is None:
         return [start] if start else []
-    return [
-        f"{start}Score that 95 % of the reference do not reach: {threshold:.2f}; reference: "
-        f"{reference.description}."
-    ]
+    return [f"{start}Image threshold {threshold:.2f}; reference: {reference.description}."]
 
 
 def _training_data(manifest: BundleManifest) -> str:
