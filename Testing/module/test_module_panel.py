@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,22 @@ def test_the_score_is_shown_with_its_reference_and_its_limits(panel, head, detec
         "Detector: brightness, version 1.2",
         "A candidate, not a diagnosis",
     ]
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"unlikeness": 0.9, "unlike_threshold": 0.8}, "Unlike what this detector was made for"),
+        ({"unlikeness": 0.7, "unlike_threshold": 0.8}, ""),
+        ({"is_empty": True}, "Shows nothing but background"),
+    ],
+)
+def test_a_score_that_says_little_is_told_so_before_anything_else(panel, head, detect, detector, made, words):
+    plain = detector.detect
+    detector.detect = lambda *plane, **options: replace(plain(*plane, **options), **made)
+    detect()
+    second = panel.ui.resultLabel.text.splitlines()[1]
+    assert second.startswith(words or "Higher than 97 %")
 
 
 def test_ctrl_return_detects(panel, head, views, wait):
