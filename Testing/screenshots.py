@@ -4,9 +4,9 @@
     python Testing/screenshots.py /tmp/pictures --volume series_folder --slice 17 --modality MR
 
 Writes to Resources, if no folder is named: `panel.png`, `slice.png`, and both side by side as
-`screenshot.png`; `setup.png`, the sections that are folded there; `running.png`, the panel as it goes through
-a volume; `outputs.png`, its table and the plot; `teach.png`, the section Teach with the scores of slices that
-were left out.
+`screenshot.png`; `setup.png`, the sections that are folded there; `running.png`, the panel before a
+detection and as it goes through a volume; `outputs.png`, its table and the plot; `teach.png`, the section
+Teach with the scores of slices that were left out.
 Slices are drawn by Slicer's own libraries; the panel by the harness's stand-ins, so fonts and frames differ a
 little from Slicer's. Without --volume a head-like phantom is shown, which is no patient.
 """
@@ -52,8 +52,10 @@ def main() -> None:
         from harness.fake_detector import BrightnessDetector
 
         panel.logic.detectorFactory = lambda folder: BrightnessDetector()
+    open_only(panel, "inputs", "detect", "outputs")
+    idle = picture_of(panel, arguments.folder / "running.png")
+    open_only(panel, "inputs", "detect", "display")
     detect(panel, arguments.threshold)
-    panel.ui.outputsSection.collapsed = True
     panel_picture = picture_of(panel, arguments.folder / "panel.png")
     view.picture(arguments.folder / "slice.png")
     join(panel_picture, arguments.folder / "slice.png", arguments.folder / "screenshot.png")
@@ -65,6 +67,7 @@ def main() -> None:
         process_events(0.02)
     panel.logic.poll, poll = lambda: True, panel.logic.poll  # it waits for its picture
     picture_of(panel, arguments.folder / "running.png")
+    join(idle, arguments.folder / "running.png", arguments.folder / "running.png")
     panel.logic.poll = poll
     while panel.logic.isRunning():
         process_events(0.05)

@@ -102,13 +102,14 @@ class DetectPanel:
     def _start(self) -> None:
         panel = self._panel
         parameters = panel.parameters()
+        asked = parameters.detector, parameters.device  # both may be changed before the result is there
         panel.showMessage("")
         try:
             panel.logic.startDetection(
                 parameters.inputVolume,
                 panel.currentViewName(),
                 opacity=parameters.opacity,
-                onDone=self._done,
+                onDone=lambda detection, error: self._done(detection, error, *asked),
                 **panel.choice(),
             )
         except MedAnomalyCLIPError as error:
@@ -119,7 +120,7 @@ class DetectPanel:
         panel.startPolling()
         panel.updateButtons()
 
-    def _done(self, detection: Any, error: MedAnomalyCLIPError | None) -> None:
+    def _done(self, detection: Any, error: MedAnomalyCLIPError | None, detector: str, device: str) -> None:
         """There is a detection, or an error that the reader can mend."""
         panel = self._panel
         if error is not None:
@@ -132,4 +133,4 @@ class DetectPanel:
         parameters = panel.parameters()
         panel.followThreshold(parameters, detection.result.threshold)
         panel.logic.setVisible(parameters.overlayVisible, parameters.opacity)
-        self._learn_speed(parameters.detector, parameters.device, detection.result)
+        self._learn_speed(detector, device, detection.result)

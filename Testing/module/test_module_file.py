@@ -26,7 +26,10 @@ def test_the_module_says_what_it_is(hosted_module):
     assert metadata.title == "MedAnomalyCLIP"
     assert metadata.categories == ["Segmentation"]
     assert RESEARCH_USE_ONLY in metadata.helpText
-    assert metadata.contributors and metadata.acknowledgementText
+    assert metadata.contributors
+    assert re.search(r'<a href="https://[^"]+">Documentation and tutorial</a>', metadata.helpText)
+    for cited in ("please cite", "MVFA", "MediCLIP", "AdaCLIP", "Learning Transferable Visual Models"):
+        assert cited in metadata.acknowledgementText
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +169,22 @@ def test_the_score_is_shown_with_its_reference_and_its_limits(panel, head, detec
         "Detector: brightness, version 1.2",
         "A candidate, not a diagnosis",
     ]
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ({"unlikeness": 0.9, "unlike_threshold": 0.8}, "Unlike what this detector was made for"),
+        ({"unlikeness": 0.7, "unlike_threshold": 0.8}, ""),
+        ({"is_empty": True}, "Shows nothing but background"),
+    ],
+)
+def test_a_score_that_says_little_is_told_so_before_anything_else(panel, head, detect, detector, made, words):
+    plain = detector.detect
+    detector.detect = lambda *plane, **options: replace(plain(*plane, **options), **made)
+    detect()
+    second = panel.ui.resultLabel.text.splitlines()[1]
+    assert second.startswith(words or "Higher than 97 %")
 
 
 def test_ctrl_return_detects(panel, head, views, wait):
@@ -479,6 +498,43 @@ def test_a_reloaded_panel_works_and_the_old_one_is_silent(panel, head, views, ho
     wait(lambda: fresh.ui.planeLabel.text == "Axial 13 of 24, aligned")
     assert panel.ui.planeLabel.text == old
     fresh.cleanup()
+
+
+@pytest.fixture
+def reload(hosted_module, monkeypatch):
+    """The developer's Reload button: what Slicer does then, in its order; returns the new panel."""
+    from harness import base_python
+    from harness.scripted_module import HostedModule
+
+    before = {name: module for name, module in sys.modules.items() if name.startswith("MedAnomalyCLIP")}
+    made = []
+
+    def reload_module(widget):
+        fresh = HostedModule(Path(hosted_module.metadata.path))
+        widget.cleanup()
+        made.append(fresh.make_panel())
+
+    monkeypatch.setattr(base_python.ScriptedLoadableModuleWidget, "onReload", reload_module, raising=False)
+    yield lambda panel: panel.onReload() or made[-1]
+    made[-1].cleanup()
+    for name in [name for name in sys.modules if name.startswith("MedAnomalyCLIP")]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+def test_reload_reads_the_library_anew_and_ends_what_ran(panel, head, views, detector, wait, reload):
+    library = sys.modules["MedAnomalyCLIPLib.scene"]
+    panel.ui.rangeButton.click()
+    wait(lambda: panel.ui.rangeProgress.value == 3)
+    fresh = reload(panel)
+    assert sys.modules["MedAnomalyCLIPLib.scene"] is not library
+    assert not panel.logic.isRunning()
+    assert panel.logic._worker is None
+    assert len(fresh.logic.volumeDetection(head).rows) == 3
+    fresh.logic.detectorFactory = lambda folder: detector
+    fresh.ui.detectButton.click()
+    wait(lambda: not fresh.logic.isRunning(), seconds=60)
+    assert fresh.ui.scoreLabel.text == SCORE
 
 
 def test_a_saved_scene_brings_back_volume_view_threshold_and_opacity(panel, head, detect, tmp_path):

@@ -88,6 +88,13 @@ def test_a_volume_gives_one_map_one_segmentation_and_one_table(logic, head):
     np.testing.assert_array_equal(mask_on(detection, head), expected_map() >= THRESHOLD)
     assert table_column(detection.tableNode, "Slice") == list(range(1, DEPTH + 1))
     assert table_column(detection.tableNode, "Score") == pytest.approx(VOXELS.max((1, 2)) / 1000, abs=1e-4)
+    assert table_column(detection.tableNode, "Percentile") == [97.5] * DEPTH
+    area = (expected_map() >= THRESHOLD).sum(axis=(1, 2)) * 4.0  # mm² of a pixel
+    assert table_column(detection.tableNode, "Area mm²") == pytest.approx(area)
+    brightest = [np.unravel_index(plane.argmax(), plane.shape) for plane in VOXELS]
+    peaks = [axial_matrix(VOXELS.shape) @ [i, j, k, 1] for k, (j, i) in enumerate(brightest)]
+    for axis, name in enumerate(("Peak R", "Peak A", "Peak S")):
+        assert table_column(detection.tableNode, name) == pytest.approx([p[axis] for p in peaks], abs=0.06)
     assert detection.complete
     assert len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")) == 2
     assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 1

@@ -222,6 +222,20 @@ def test_detections_tell_the_speed_but_for_the_first(panel, head, detect, detect
     assert panel.ui.speedLabel.text.endswith("about 3.0 s per slice")
 
 
+def test_a_speed_is_that_of_the_device_of_the_click(panel, head, detect, detector, wait):
+    quick = detector.detect
+    detector.detect = lambda *words, **options: replace(quick(*words, **options), timings={"network": 2.5})
+    detect()
+    detector.gate.clear()
+    panel.ui.detectButton.click()
+    panel._parameterNode.device = "cpu"
+    detector.gate.set()
+    wait(lambda: not panel.logic.isRunning())
+    assert panel.ui.speedLabel.text == "Not measured yet on this device"
+    panel._parameterNode.device = "auto"
+    assert panel.ui.speedLabel.text.endswith("about 2.5 s per slice")
+
+
 @pytest.mark.parametrize("value", ["", "not json", "[]", '{"auto|": 3}', '{"auto|": {"seconds": -1}}'])
 def test_damaged_settings_are_as_good_as_none(panel, value):
     from harness.pythonqt import qt

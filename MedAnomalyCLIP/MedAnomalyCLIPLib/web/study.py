@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InvalidRequest, UnreadableImage
 from ..limits import limits
-from ..scene_views import Node
 from ..volume import Volume
+
+if TYPE_CHECKING:
+    from ..scene_views import Node
 
 _HOUNSFIELD = ("[hnsf'U]", "UCUM", "Hounsfield unit")
 
