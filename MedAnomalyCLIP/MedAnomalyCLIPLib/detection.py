@@ -67,6 +67,7 @@ class SliceDetector:
         *,
         device: str = "auto",
         runtime: str = AUTO,
+        precision: str = AUTO,
         features: FeatureMaps | None = None,
     ) -> SliceDetector:
         """Read a detector from disk and make it ready.
@@ -75,16 +76,20 @@ class SliceDetector:
             bundle: folder of the detector; None for the one that ships with MedAnomalyCLIP.
             device: see `runtime.select_device`.
             runtime: "torch", "onnx" or "auto", see `networks.load_network`.
+            precision: "float32", "int8", "bfloat16" or "auto", likewise.
             features: gives the maps of another network that some detectors fuse, DiffusionCLIP as published
                 among them.
 
         Raises:
             BundleInvalid: the folder holds no detector, or a damaged one.
             DependencyMissing: a package is not installed that it needs.
-            InvalidRequest: there is no such device or runtime.
+            InvalidRequest: there is no such device, runtime or precision.
         """
         checked = Bundle.load(default_bundle_path() if bundle is None else bundle)
-        return cls(checked, load_network(checked, device=device, runtime=runtime, features=features))
+        network = load_network(
+            checked, device=device, runtime=runtime, precision=precision, features=features
+        )
+        return cls(checked, network)
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 AUTO, TORCH, ONNX = "auto", "torch", "onnx"
 RUNTIMES = (AUTO, TORCH, ONNX)
 """What may run a detector's network, see `networks.load_network`."""
+FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
+PRECISIONS = (AUTO, FLOAT32, BFLOAT16, INT8)
+"""What its large products may be computed in, likewise."""
+
+_BFLOAT16_OF_CPUS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # as torch calls them
 
 Window = tuple[float, float]
 Answer = TypeVar("Answer")
@@ -52,6 +57,35 @@ def select_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidRequest(f"Device {name!r} cannot be used here; choose auto, cpu, cuda or mps") from error
     return device
+
+
+def select_precision(name: str, device: torch.device) -> torch.dtype:
+    """What PyTorch computes large products in.
+
+    Args:
+        name: "float32" or "bfloat16"; "auto" for float32.
+        device: where.
+
+    Raises:
+        InvalidRequest: the device has no instructions for it, so that it would take longer than float32.
+    """
+    import torch
+
+    if name in (AUTO, FLOAT32):
+        return torch.float32
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older versions of PyTorch do not tell.
+        found: Mapping[str, Any] = (
+            getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        )
+        able = any(found.get(instructions, False) for instructions in _BFLOAT16_OF_CPUS)
+    if not able:
+        raise InvalidRequest(
+            f"Device {device} has no instructions for bfloat16 that PyTorch knows of; leave --precision away"
+        )
+    return torch.bfloat16
 
 
 def available_devices() -> tuple[str, ...]:
@@ -99,8 +133,11 @@ def gpu_count(device: str = "auto") -> int:
     return torch.cuda.device_count()
 
 
-def device_title(device: str, runtime: str = "") -> str:
-    """A device and what runs there, as a reader knows them, for example "CPU, 4 threads, PyTorch 2.13.0"."""
+def device_title(device: str, runtime: str = "", precision: str = FLOAT32) -> str:
+    """A device and what runs there, as a reader knows them.
+
+    For example "CPU, 4 threads, PyTorch 2.13.0", or "CPU, 1 thread, ONNX Runtime 1.32.0, int8".
+    """
     kind, title = device.partition(":")[0], "Apple GPU (mps)"
     if kind == "cuda":
         import torch
@@ -109,7 +146,7 @@ def device_title(device: str, runtime: str = "") -> str:
     elif kind != "mps":
         threads = cpu_threads()
         title = f"CPU, {threads} threads" if threads > 1 else "CPU, 1 thread"
-    return f"{title}, {runtime}" if runtime else title
+    return ", ".join([title, *([runtime] if runtime else []), *([precision] if precision != FLOAT32 else [])])
 
 
 class DetectorWorker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,19 +23,20 @@ class TorchNetwork:
         module: the network itself, on its device.
     """
 
-    precision = "float32"
-
     def __init__(
         self,
         module: AnomalyDetector,
         preprocess: PreprocessSpec,
         device: torch.device,
         features: FeatureMaps | None = None,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self.module = module.to(device).eval()
         self.preprocessor = SlicePreprocessor(preprocess)
         self.runtime = f"PyTorch {torch.__version__.partition('+')[0]}"
         self.device = str(device)
+        self.precision = str(precision).removeprefix("torch.")
+        self._dtype = precision
         self._features = features
 
     @property
@@ -46,6 +48,9 @@ class TorchNetwork:
         shown, inside = (torch.from_numpy(values).to(self.device) for values in (images, valid))
         bank = None if text is None else torch.from_numpy(text).to(self.device)
         features = None if self._features is None else self._features(shown)
-        found = self.module(shown, inside, features, bank)
+        lowered = self._dtype != torch.float32
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, self._dtype) if lowered else contextlib.nullcontext():
+            found = self.module(shown, inside, features, bank)
         unlike = None if found.unlikeness is None else found.unlikeness.float().cpu().numpy()
         return NetworkOutput(found.map.float().cpu().numpy(), found.score.float().cpu().numpy(), unlike)

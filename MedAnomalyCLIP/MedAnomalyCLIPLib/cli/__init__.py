@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None, *, load: DetectorLoader = load_detec
         load: what turns a bundle and a device name into a detector.
     """
     arguments = _parser().parse_args(argv)
-    runtime = getattr(arguments, "runtime", AUTO)
-    if runtime != AUTO:
-        load = LoadingIn(load, runtime)
+    runtime, precision = (getattr(arguments, name, AUTO) for name in ("runtime", "precision"))
+    if (runtime, precision) != (AUTO, AUTO):
+        load = LoadingIn(load, runtime, precision)
     try:
         return _run(arguments, load)
     except MedAnomalyCLIPError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runtime import AUTO, RUNTIMES
+from ..runtime import AUTO, PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
     from ..detection import SliceDetector
@@ -16,26 +16,30 @@ if TYPE_CHECKING:
 DetectorLoader = Callable[..., "SliceDetector"]  # of a bundle and a device, as `load_detector`
 
 
-def load_detector(bundle: Path | str | None, device: str, runtime: str = AUTO) -> SliceDetector:
+def load_detector(
+    bundle: Path | str | None, device: str, runtime: str = AUTO, precision: str = AUTO
+) -> SliceDetector:
     """The detector in a bundle's folder, or the bundled one, ready on its device."""
     from ..detection import SliceDetector
 
-    return SliceDetector.load(bundle, device=device, runtime=runtime)
+    return SliceDetector.load(bundle, device=device, runtime=runtime, precision=precision)
 
 
 @dataclass(frozen=True)
 class LoadingIn:
-    """Loads detectors in one runtime; unlike a partial function equal to its copies in other processes."""
+    """Loads detectors in one runtime and precision; unlike a partial function equal to its copies in other
+    processes."""
 
     load: DetectorLoader
-    runtime: str
+    runtime: str = AUTO
+    precision: str = AUTO
 
     def __call__(self, bundle: Path | str | None, device: str) -> SliceDetector:
-        return self.load(bundle, device, runtime=self.runtime)
+        return self.load(bundle, device, runtime=self.runtime, precision=self.precision)
 
 
 def add_device_options(parser: argparse.ArgumentParser) -> None:
-    """Where a detector runs, and by what; `main` hands the latter to what loads detectors."""
+    """Where a detector runs, by what and in what; `main` hands the latter two to what loads detectors."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     parser.add_argument(
         "--runtime",
@@ -43,6 +47,14 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
         default=AUTO,
         help="PyTorch, ONNX Runtime, or whichever serves: ONNX Runtime on the CPU for detectors that have a "
         "graph for it (default: auto)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=AUTO,
+        help="int8 is the fastest on the CPU and moves scores and maps little, bfloat16 needs PyTorch and a "
+        "processor that has it; auto takes int8 for detectors that were found to allow it, in ONNX Runtime "
+        "(default: auto)",
     )
 
 
