@@ -19,6 +19,8 @@ from .runtime import FLOAT32, INT8, cpu_threads
 
 INPUTS = ("images", "valid", "text")
 OUTPUTS = ("map", "score", "unlikeness")
+_ROUNDING = 1e-5
+_HIGHEST = {"map": 1.0, "score": 1.0, "unlikeness": np.finfo(np.float32).max}
 
 
 class OnnxNetwork:
@@ -87,14 +89,22 @@ class OnnxNetwork:
         try:
             found = dict(zip(self._outputs, self._session.run(None, fed), strict=True))
         except Exception as error:  # ONNX Runtime's errors have no class of their own in common
-            raise BundleInvalid(f"{self._where} cannot be run: {error}") from error
+            raise _refused(f"{self._where} cannot be run", error) from error
         count = len(images)
         shapes = {"map": (count, self._size, self._size), "score": (count,), "unlikeness": (count,)}
-        if any(found[name].shape != shapes[name] for name in found):
+        if any(values.shape != shapes[name] or values.dtype != np.float32 for name, values in found.items()):
             raise BundleInvalid(
                 f"{self._where} gives maps or scores of another shape; get the detector again"
             )
-        return NetworkOutput(found["map"], found["score"], found.get("unlikeness"))
+        inside = {name: np.clip(values, 0, _HIGHEST[name]) for name, values in found.items()}
+        if not all(
+            np.allclose(inside[name], values, rtol=0, atol=_ROUNDING) for name, values in found.items()
+        ):
+            raise BundleInvalid(
+                f"{self._where} gives values that are no numbers, or none that a map or score can have; "
+                "get the detector again"
+            )
+        return NetworkOutput(inside["map"], inside["score"], inside.get("unlikeness"))
 
 
 def _graph_of(precision: str) -> str:
@@ -111,9 +121,17 @@ def _session(graph: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are about constants that it does not fold
+    options.log_severity_level = 4  # errors are raised too; here they would name folders
     options.intra_op_num_threads = cpu_threads()
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
-        raise BundleInvalid(f"{graph.parent.name}/{graph.name} cannot be used: {error}") from error
+        raise _refused(f"{graph.parent.name}/{graph.name} cannot be used", error) from error
+
+
+def _refused(what: str, error: Exception) -> BundleInvalid:
+    """ONNX Runtime's own words name the whole path of the detector, which may be a patient's."""
+    return BundleInvalid(
+        f"{what} by ONNX Runtime ({type(error).__name__}); get the detector again, or make its graph anew: "
+        "medanomalyclip export-onnx"
+    )

@@ -243,8 +243,56 @@ def test_an_altered_graph_is_refused(tiny_bundle):
 def test_a_file_that_is_no_graph_is_refused(tiny_bundle):
     (tiny_bundle.folder / NETWORK).write_bytes(b"no graph")
     named_to_fit(tiny_bundle.folder)
-    with pytest.raises(BundleInvalid, match="cannot be used"):
+    with pytest.raises(BundleInvalid, match="cannot be used") as caught:
         SliceDetector.load(tiny_bundle.folder, device="cpu")
+    assert str(tiny_bundle.folder.parent) not in str(caught.value), "a folder may be named after a patient"
+
+
+@pytest.mark.parametrize(
+    ("map_value", "score_value", "words"),
+    [
+        (0.5, 0.25, None),
+        (1 + 1e-6, 0.25, None),
+        (1.5, 0.25, "values that are no numbers, or none"),
+        (float("nan"), 0.25, "values that are no numbers"),
+        (0.5, -1.0, "values that are no numbers, or none"),
+        (0.5, float("inf"), "values that are no numbers"),
+    ],
+)
+def test_values_that_no_map_can_have_are_refused(tiny_bundle, map_value, score_value, words):
+    from onnx import TensorProto, helper
+
+    kinds = {"images": TensorProto.FLOAT, "valid": TensorProto.BOOL, "text": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("map", "score")]
+
+    def full(name, value, like):
+        shape = helper.make_node("Shape", ["images"], [f"{name}_shape"], end=1)
+        held = helper.make_tensor(name, TensorProto.FLOAT, [1], [value])
+        if like == "score":
+            return [shape, helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=held)]
+        rest = helper.make_tensor("rest", TensorProto.INT64, [2], [64, 64])
+        return [
+            shape,
+            helper.make_node("Constant", [], ["rest"], value=rest),
+            helper.make_node("Concat", [f"{name}_shape", "rest"], ["whole"], axis=0),
+            helper.make_node("ConstantOfShape", ["whole"], [name], value=held),
+        ]
+
+    nodes = [*full("map", map_value, "map"), *full("score", score_value, "score")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "constant", inputs, told),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    (tiny_bundle.folder / NETWORK).write_bytes(model.SerializeToString())
+    named_to_fit(tiny_bundle.folder)
+    detector = SliceDetector.load(tiny_bundle.folder, device="cpu")
+    if words is None:
+        assert detector.detect(planes()[0]).map.max() == min(map_value, 1)
+        return
+    with pytest.raises(BundleInvalid, match=words):
+        detector.detect(planes()[0])
 
 
 @pytest.mark.parametrize(
