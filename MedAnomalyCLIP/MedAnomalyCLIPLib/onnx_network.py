@@ -20,7 +20,7 @@ from .runtime import FLOAT32, INT8, cpu_threads
 INPUTS = ("images", "valid", "text")
 OUTPUTS = ("map", "score", "unlikeness")
 _ROUNDING = 1e-5
-_HIGHEST = {"map": 1.0, "score": 1.0, "unlikeness": np.finfo(np.float32).max}
+_HIGHEST = {"map": 1.0, "score": 1.0, "unlikeness": float(np.finfo(np.float32).max)}
 
 
 class OnnxNetwork:
