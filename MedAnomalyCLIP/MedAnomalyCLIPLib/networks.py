@@ -166,8 +166,8 @@ def _choose(
             f"Detector {manifest.name!r} has no graph of 8-bit integers; run it in float32, or make the "
             "graph with: medanomalyclip export-onnx"
         )
-    if precision == AUTO:
-        precision = precision_of(manifest) if chosen == ONNX else FLOAT32
+    if precision == AUTO and chosen == ONNX:
+        precision = precision_of(manifest)
     return _Choice(chosen, precision)
 
 

@@ -267,11 +267,11 @@ def choose(manifest=None, device="cpu", runtime="auto", precision="auto", with_f
     [
         ({}, ("onnx", "int8")),
         ({"precision": "float32"}, ("onnx", "float32")),
-        ({"runtime": "torch"}, ("torch", "float32")),
+        ({"runtime": "torch"}, ("torch", "auto")),
         ({"precision": "bfloat16"}, ("torch", "bfloat16")),
-        ({"device": "cuda"}, ("torch", "float32")),
+        ({"device": "cuda"}, ("torch", "auto")),
         ({"device": "auto", "precision": "int8"}, ("onnx", "int8")),
-        ({"with_features": True}, ("torch", "float32")),
+        ({"with_features": True}, ("torch", "auto")),
     ],
 )
 def test_integers_are_taken_where_nothing_else_was_asked_for(choice, taken):
