@@ -156,11 +156,11 @@ def _choose(
     if precision not in PRECISIONS:
         raise InvalidRequest(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     only = {INT8: ONNX, BFLOAT16: TORCH}.get(precision, AUTO)
-    if only != AUTO and runtime == AUTO:
+    if only != AUTO and runtime in RUNTIMES:
+        if runtime not in (AUTO, only):
+            raise InvalidRequest(f"{precision} takes --runtime {only}, not {runtime}; leave one of them away")
         runtime = only
     chosen = _choose_runtime(manifest, device, runtime, with_features=with_features)
-    if only not in (AUTO, chosen):
-        raise InvalidRequest(f"{precision} takes --runtime {only}, not {chosen}; leave one of them away")
     if precision == INT8 and manifest.int8 is None:
         raise InvalidRequest(
             f"Detector {manifest.name!r} has no graph of 8-bit integers; run it in float32, or make the "

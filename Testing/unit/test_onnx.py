@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from pydicom.data import get_testdata_file
 
 from MedAnomalyCLIPLib import onnx_export
 from MedAnomalyCLIPLib.bundle import (
@@ -212,8 +215,6 @@ def test_a_detector_without_graph_says_how_to_get_one(tiny_bundle):
 
 
 def test_onnx_runtime_that_was_asked_for_and_is_missing_is_named(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DependencyMissing, match="onnxruntime"):
         SliceDetector.load(runtime="onnx")
@@ -312,6 +313,35 @@ def test_a_graph_of_something_else_is_refused(tiny_bundle, outputs, words):
     named_to_fit(tiny_bundle.folder)
     with pytest.raises(BundleInvalid, match=words):
         SliceDetector.load(tiny_bundle.folder, device="cpu").detect(planes()[0])
+
+
+def test_a_normalisation_without_bias_does_not_end_the_process(tiny_bundle):
+    """In a process of its own: ONNX Runtime's own way of fusing it does."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    kinds = {"images": TensorProto.FLOAT, "valid": TensorProto.BOOL, "text": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("map", "score")]
+    nodes = [
+        helper.make_node("LayerNormalization", ["text", "scale", ""], ["map"], axis=-1),
+        helper.make_node("Identity", ["text"], ["score"]),
+    ]
+    scale = numpy_helper.from_array(np.ones(32, np.float32), "scale")
+    graph = helper.make_graph(nodes, "other", inputs, told, [scale])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tiny_bundle.folder / NETWORK).write_bytes(model.SerializeToString())
+    named_to_fit(tiny_bundle.folder)
+    code = "from MedAnomalyCLIPLib.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    image = str(get_testdata_file("MR_small.dcm"))
+    command = ["detect", image, "--model", str(tiny_bundle.folder), "--runtime", "onnx", "--output"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, str(tiny_bundle.folder.parent / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == EXIT_USER_ERROR, done.stderr
+    assert "another shape" in done.stderr
 
 
 def test_a_graph_may_not_read_other_files(tiny_bundle, tmp_path):
