@@ -225,6 +225,7 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
             "detector": parameters.detector,
             "threshold": parameters.threshold if parameters.thresholdChosen else None,
             "device": parameters.device,
+            "precision": parameters.precision,
             "window": self._advanced.window(),
             "prompt": prompt_wanted(parameters.preset, parameters.normalPhrases, parameters.abnormalPhrases),
         }
@@ -285,9 +286,11 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         return self._parameterNode.viewName or self._views.touched
 
     def chosenDetector(self):
-        """Folder of the detector that is chosen, and the device for it."""
+        """Folder of the detector that is chosen, and device and precision for it."""
         parameters = self._parameterNode
-        return (parameters.detector, parameters.device) if parameters is not None else ("", "auto")
+        if parameters is None:
+            return "", "auto", "auto"
+        return parameters.detector, parameters.device, parameters.precision
 
     def currentInputs(self):
         """What is chosen for a detection at this moment."""
@@ -369,7 +372,8 @@ class MedAnomalyCLIPLogic(VolumeLogic, SetupLogic, TeachingLogic, ScriptedLoadab
 
     Attributes:
         detectorFactory: makes the detector in a folder, the bundled one if that is empty, when it is first
-            used; called on the worker thread, with the device as second argument unless that is "auto".
+            used; called on the worker thread, with the device as second argument and the precision by its
+            name, each unless it is "auto".
         installEnvironment: what installing asks of Slicer; panel_install.SlicerEnvironment if None.
         threshold: the one last used or set.
         smallestArea: connected parts of masks that are smaller than this, in mm², are left out.

@@ -22,9 +22,9 @@ STEP = 1 / 65535
 
 
 def reference_maps(
-    batch_size: int = 1, runtime: str = "torch"
+    batch_size: int = 1, runtime: str = "torch", precision: str = "float32"
 ) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, float]]:
-    """What the bundled detector says of the images, all in batches of this size, run by PyTorch or "onnx".
+    """What the bundled detector says of the images, all in batches of this size, run as told.
 
     Returns:
         Name, version and hash of the detector; (H, W) float32 map and score of each image.
@@ -35,7 +35,7 @@ def reference_maps(
     from MedAnomalyCLIPLib.geometry import cut_slice
     from MedAnomalyCLIPLib.volume import read_volume
 
-    detector = SliceDetector.load(device="cpu", runtime=runtime)
+    detector = SliceDetector.load(device="cpu", runtime=runtime, precision=precision)
     planes = [cut_slice(read_volume(str(get_testdata_file(name))), 2, 0) for name in IMAGES]
     results = list(detector.detect_many(planes * 3, batch_size=batch_size))[: len(planes)]
     provenance = detector.provenance

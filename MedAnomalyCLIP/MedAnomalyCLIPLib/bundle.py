@@ -2,7 +2,8 @@
 
 `text_tower.safetensors` is the other half of the detector's CLIP. Detection needs it not, since text features
 are stored; new detectors are trained from it. `network.onnx` is the network's graph for ONNX Runtime on the
-CPU, which takes the weights from `weights.safetensors`; `onnx_export` makes it of a bundle that has none.
+CPU, which takes the weights from `weights.safetensors`; `network_int8.onnx` is the same with products of
+8-bit integers. `onnx_export` makes them of a bundle that has none.
 
 Every field of the JSON is checked by name and type, the weights by size, hash, key, shape and type, before
 anything is built from them.
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST, WEIGHTS, CARD = "bundle.json", "weights.safetensors", "MODEL_CARD.md"
-TEXT_TOWER, NETWORK = "text_tower.safetensors", "network.onnx"
-FILES = (MANIFEST, WEIGHTS, CARD, TEXT_TOWER, NETWORK)
+TEXT_TOWER, NETWORK, NETWORK_INT8 = "text_tower.safetensors", "network.onnx", "network_int8.onnx"
+FILES = (MANIFEST, WEIGHTS, CARD, TEXT_TOWER, NETWORK, NETWORK_INT8)
 _LARGEST_MANIFEST = 4 * 2**20
 _LONGEST_CARD = 2**20
 _FLOATING = ("F", "BF")  # how safetensors names such types
@@ -96,6 +97,23 @@ class PresetCalibration:
 
 
 @dataclass(frozen=True)
+class IntegerGraph:
+    """What is known of `network_int8.onnx`.
+
+    Attributes:
+        bytes, sha256: of the file.
+        score_drift, map_drift, unlikeness_drift: largest differences from float32 that the export found: of
+            scores, of any pixel of a map, and of unlikeness as a share of it.
+    """
+
+    bytes: int
+    sha256: str
+    score_drift: float
+    map_drift: float
+    unlikeness_drift: float
+
+
+@dataclass(frozen=True)
 class BundleManifest:
     """What `bundle.json` says.
 
@@ -116,6 +134,7 @@ class BundleManifest:
         weights_bytes, weights_sha256: of `weights.safetensors`.
         text_bytes, text_sha256: of `text_tower.safetensors`; 0 and "" where there is none.
         network_bytes, network_sha256: of `network.onnx`, likewise.
+        int8: of `network_int8.onnx`; None where there is none.
     """
 
     format: int
@@ -138,6 +157,7 @@ class BundleManifest:
     text_sha256: str = ""
     network_bytes: int = 0
     network_sha256: str = ""
+    int8: IntegerGraph | None = None
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:
@@ -207,6 +227,8 @@ class Bundle:
             _check_file(folder / TEXT_TOWER, manifest.text_bytes, manifest.text_sha256)
         if manifest.network_sha256:
             _check_file(folder / NETWORK, manifest.network_bytes, manifest.network_sha256)
+        if manifest.int8 is not None:
+            _check_file(folder / NETWORK_INT8, manifest.int8.bytes, manifest.int8.sha256)
         return cls(folder, manifest, read_card(folder))
 
     def build(self) -> AnomalyDetector:
@@ -301,8 +323,9 @@ def save_bundle(
         try:
             size, sha256 = _write_tensors(partial / WEIGHTS, detector.state_dict())
             manifest = replace(manifest, weights_bytes=size, weights_sha256=sha256)
-            # A graph that there was is of other weights; `onnx_export` makes it anew.
-            manifest = replace(manifest, text_bytes=0, text_sha256="", network_bytes=0, network_sha256="")
+            # Graphs that there were are of other weights; `onnx_export` makes them anew.
+            manifest = replace(manifest, text_bytes=0, text_sha256="")
+            manifest = replace(manifest, network_bytes=0, network_sha256="", int8=None)
             if text_tower is not None:
                 size, sha256 = _write_tensors(partial / TEXT_TOWER, text_tower)
                 manifest = replace(manifest, text_bytes=size, text_sha256=sha256)

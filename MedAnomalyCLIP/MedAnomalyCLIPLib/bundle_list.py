@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .bundle import MANIFEST, NETWORK, TEXT_TOWER, WEIGHTS, BundleManifest, check_size, read_manifest
+from .bundle import (
+    MANIFEST,
+    NETWORK,
+    NETWORK_INT8,
+    TEXT_TOWER,
+    WEIGHTS,
+    BundleManifest,
+    check_size,
+    read_manifest,
+)
 from .errors import BundleInvalid
 
 
@@ -37,6 +46,8 @@ class BundleSummary:
             check_size(folder / TEXT_TOWER, manifest.text_bytes)
         if manifest.network_sha256:
             check_size(folder / NETWORK, manifest.network_bytes)
+        if manifest.int8 is not None:
+            check_size(folder / NETWORK_INT8, manifest.int8.bytes)
         return cls(folder, manifest)
 
     @property

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .bundle import Bundle, BundleManifest
 from .errors import DependencyMissing, InvalidRequest, needs_full
-from .runtime import AUTO, ONNX, RUNTIMES, TORCH, select_device, select_precision
+from .runtime import (
+    AUTO,
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    INT8,
+    ONNX,
+    PRECISIONS,
+    RUNTIMES,
+    TORCH,
+    select_device,
+    select_precision,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,33 +110,35 @@ def load_network(
         device: see `runtime.select_device`.
         runtime: "torch"; "onnx", on the CPU only; or "auto", which takes ONNX Runtime where it is installed,
             the device is the CPU and the bundle has its graph, else PyTorch.
-        precision: what the tower computes in, see `runtime.select_precision`; the parts around it keep to
-            float32. ONNX Runtime knows no other.
+        precision: what large products are computed in; the parts around them keep to float32. "int8", for
+            products of integers, in ONNX Runtime, of bundles that have a graph for it, so that they were
+            found to move scores and maps little (`onnx_int8`); "bfloat16" or "float16", in PyTorch, see
+            `runtime.select_precision`; "float32"; or "auto", which takes int8 where ONNX Runtime is taken
+            and the bundle has the graph, else what PyTorch is best asked for on the device.
         features: see `SliceDetector.load`.
 
     Raises:
-        InvalidRequest: there is no such device or runtime, or the bundle or the device cannot do with it.
+        InvalidRequest: there is no such device, runtime or precision, or the bundle or the device cannot do
+            with it.
         DependencyMissing: a package is not installed.
         BundleInvalid: weights or graph cannot be used.
     """
-    other = precision not in (AUTO, "float32")
-    if runtime == ONNX and other:
-        raise InvalidRequest(f"ONNX Runtime does not compute in {precision}; that takes --runtime torch")
-    if _choose(bundle.manifest, device, runtime, with_features=features is not None or other) == ONNX:
+    chosen = _choose(bundle.manifest, device, runtime, precision, with_features=features is not None)
+    if chosen.runtime == ONNX:
         try:
             from .onnx_network import OnnxNetwork
 
-            return OnnxNetwork.load(bundle)
+            return OnnxNetwork.load(bundle, chosen.precision)
         except ImportError as error:
             raise DependencyMissing(
                 f"Python package {error.name} is not installed; install it with: pip install {error.name}"
             ) from error
     where = select_device(device)
+    dtype = select_precision(chosen.precision, where)
     try:
         from .torch_network import TorchNetwork
 
-        computed_in = select_precision(precision, where)
-        return TorchNetwork(bundle.build(), bundle.manifest.preprocess, where, features, computed_in)
+        return TorchNetwork(bundle.build(), bundle.manifest.preprocess, where, features, dtype)
     except ImportError as error:
         raise needs_full("This detector needs", error) from error
 
@@ -141,12 +155,43 @@ def runtime_of(manifest: BundleManifest) -> str:
         return ""
 
 
+def precision_of(manifest: BundleManifest) -> str:
+    """What a detector would compute in there, unless told otherwise."""
+    return INT8 if _serves(manifest) and manifest.int8 is not None else FLOAT32
+
+
 def runs_without_torch(manifest: BundleManifest) -> bool:
     """Whether ONNX Runtime alone serves for a detector on the CPU."""
     return bool(manifest.network_sha256)
 
 
-def _choose(manifest: BundleManifest, device: str, runtime: str, *, with_features: bool) -> str:
+class _Choice(NamedTuple):
+    runtime: str
+    precision: str
+
+
+def _choose(
+    manifest: BundleManifest, device: str, runtime: str, precision: str, *, with_features: bool
+) -> _Choice:
+    if precision not in PRECISIONS:
+        raise InvalidRequest(f"There is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    only = {INT8: ONNX, BFLOAT16: TORCH, FLOAT16: TORCH}.get(precision, AUTO)
+    if only != AUTO and runtime in RUNTIMES:
+        if runtime not in (AUTO, only):
+            raise InvalidRequest(f"{precision} takes --runtime {only}, not {runtime}; leave one of them away")
+        runtime = only
+    chosen = _choose_runtime(manifest, device, runtime, with_features=with_features)
+    if precision == INT8 and manifest.int8 is None:
+        raise InvalidRequest(
+            f"Detector {manifest.name!r} has no graph of 8-bit integers; run it in float32, or make the "
+            "graph with: medanomalyclip export-onnx"
+        )
+    if precision == AUTO and chosen == ONNX:
+        precision = precision_of(manifest)
+    return _Choice(chosen, precision)
+
+
+def _choose_runtime(manifest: BundleManifest, device: str, runtime: str, *, with_features: bool) -> str:
     if runtime not in RUNTIMES:
         raise InvalidRequest(f"There is no runtime {runtime!r}; choose one of {', '.join(RUNTIMES)}")
     if runtime == TORCH:

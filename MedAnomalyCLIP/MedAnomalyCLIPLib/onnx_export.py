@@ -1,8 +1,8 @@
-"""Makes the graph that lets a detector run in ONNX Runtime, without PyTorch.
+"""Makes the graphs that let a detector run in ONNX Runtime, without PyTorch.
 
-A bundle in, the same bundle with `network.onnx` out. The graph holds no weights: it points to where they lie
-in `weights.safetensors`, so what runs is the very same detector. Needs the packages onnx and onnxscript;
-whoever runs the detector needs neither.
+A bundle in, the same bundle with `network.onnx` out, and with `network_int8.onnx` if that is as good. The
+graphs hold no weights: they point to where they lie in `weights.safetensors`, so what runs is the very same
+detector. Needs the packages onnx and onnxscript; whoever runs the detector needs neither.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .bundle import FILES, MANIFEST, NETWORK, WEIGHTS, Bundle, file_sha256, write_manifest
+from .bundle import (
+    FILES,
+    MANIFEST,
+    NETWORK,
+    NETWORK_INT8,
+    WEIGHTS,
+    Bundle,
+    IntegerGraph,
+    file_sha256,
+    write_manifest,
+)
+from .detection import SliceDetector
 from .detectors.detector import AnomalyDetector
 from .errors import DependencyMissing, InvalidRequest
+from .networks import load_network
+from .onnx_int8 import ALLOWED, drift, integer_graph
+from .onnx_network import INPUTS, OUTPUTS, OnnxNetwork
 from .output_folder import Staging, writing
-from .runtime import ONNX, TORCH
+from .runtime import FLOAT32, INT8, ONNX, TORCH
 
 OPSET = 20  # the first that knows GELU
 LARGEST_DIFFERENCE = 2e-5
 """Of maps, scores and unlikeness, between the graph and PyTorch, both in float32."""
 
 
-def export_network(folder: Path | str) -> Bundle:
-    """Give a bundle its graph, in place of one that was there; the folder changes as a whole or not at all.
+def export_network(folder: Path | str, tell: Callable[[str], None] | None = None) -> Bundle:
+    """Give a bundle its graphs, in place of those there were; the folder changes as a whole or not at all.
 
-    Before that, graph and PyTorch are compared on made-up images.
+    Before that, graph and PyTorch are compared on made-up images. The graph of 8-bit integers is kept if it
+    moves no score and no map by more than `onnx_int8.Drift.is_small` allows.
+
+    Args:
+        folder: of the bundle.
+        tell: called with a line if there is no graph of integers, and why.
 
     Raises:
         BundleInvalid: the folder holds no detector, or a damaged one.
@@ -42,7 +62,7 @@ def export_network(folder: Path | str) -> Bundle:
     """
     bundle = Bundle.load(folder)
     try:
-        graph = _graph(bundle)
+        model = _graph(bundle)
     except ImportError as error:
         raise DependencyMissing(
             f"Python package {error.name} is not installed; the export needs: "
@@ -52,25 +72,50 @@ def export_network(folder: Path | str) -> Bundle:
         staging = Staging(bundle.folder.absolute())
         try:
             partial = staging.folder
-            for name in set(FILES) - {MANIFEST, NETWORK}:
+            for name in set(FILES) - {MANIFEST, NETWORK, NETWORK_INT8}:
                 if (bundle.folder / name).is_file():
                     shutil.copyfile(bundle.folder / name, partial / name)
-            (partial / NETWORK).write_bytes(graph)
-            size, sha256 = len(graph), file_sha256(partial / NETWORK)
-            manifest = replace(bundle.manifest, network_bytes=size, network_sha256=sha256)
+            size, sha256 = _write(partial / NETWORK, model)
+            manifest = replace(bundle.manifest, network_bytes=size, network_sha256=sha256, int8=None)
             write_manifest(partial, manifest)
-            _compare(Bundle(partial, manifest, bundle.card))
+            made = Bundle(partial, manifest, bundle.card)
+            _compare(made)
+            write_manifest(partial, replace(manifest, int8=_integer_graph(made, model, tell)))
             staging.appear()
         finally:
             staging.discard()
     return Bundle.load(folder)
 
 
-def _graph(bundle: Bundle) -> bytes:
+def _write(path: Path, model: Any) -> tuple[int, str]:
+    """Size and hash of the file."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    return path.stat().st_size, file_sha256(path)
+
+
+def _integer_graph(bundle: Bundle, model: Any, tell: Callable[[str], None] | None) -> IntegerGraph | None:
+    """Write the graph of integers beside the other; None, and no file, if it is not as good."""
+    integers, path = integer_graph(model), bundle.folder / NETWORK_INT8
+    if integers is None:
+        why = "no product of the network is large enough"
+    else:
+        size, sha256 = _write(path, integers)
+        exact, rounded = (
+            SliceDetector(bundle, OnnxNetwork.load(bundle, precision)) for precision in (FLOAT32, INT8)
+        )
+        found = drift(exact, rounded)
+        if found.is_small:
+            return IntegerGraph(size, sha256, *found)
+        path.unlink()
+        why = f"it would move {found.words()}, and may move {ALLOWED.words()}"
+    if tell is not None:
+        tell(f"No graph of 8-bit integers was made: {why}")
+    return None
+
+
+def _graph(bundle: Bundle) -> Any:
     """The network as an ONNX model whose weights are references into the bundle's file."""
     import onnxscript  # noqa: F401  PyTorch's exporter needs it, and says so less clearly
-
-    from .onnx_network import INPUTS, OUTPUTS
 
     spec = bundle.manifest.detector
     if spec.feature_fusion is not None or spec.text.prompts == "hybrid":
@@ -102,7 +147,7 @@ def _graph(bundle: Bundle) -> bytes:
     model = program.model_proto
     _strip(model)
     _refer(model.graph, bundle.folder / WEIGHTS)
-    return model.SerializeToString(deterministic=True)
+    return model
 
 
 class _Exported(nn.Module):
@@ -170,9 +215,9 @@ def _compare(bundle: Bundle) -> None:
     Raises:
         InvalidRequest: they differ by more than rounding.
     """
-    from .networks import load_network
-
-    graph, original = (load_network(bundle, device="cpu", runtime=runtime) for runtime in (ONNX, TORCH))
+    graph, original = (
+        load_network(bundle, device="cpu", runtime=runtime, precision=FLOAT32) for runtime in (ONNX, TORCH)
+    )
     generator, size = np.random.default_rng(0), bundle.manifest.preprocess.size
     for count in (1, 3):
         images = generator.normal(size=(count, 3, size, size)).astype(np.float32)

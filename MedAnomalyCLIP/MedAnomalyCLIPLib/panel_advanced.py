@@ -1,4 +1,4 @@
-"""The panel's section Advanced: device, window, what the network sees, and a log of what was done."""
+"""The panel's section Advanced: device, precision, window, what the network sees, a log of what was done."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from slicer.i18n import tr as _
 
 from .errors import MedAnomalyCLIPError
 from .panel_background import BackgroundCall
+from .runtime import AUTO, BFLOAT16, FLOAT32, INT8
 
-AUTO = "auto"
 OWN_WINDOW, VIEW_WINDOW, MANUAL_WINDOW = "detector", "view", "manual"
 
 _LOG_LINES = 500
@@ -49,8 +49,8 @@ class AdvancedSection:
     ) -> None:
         """
         Args:
-            ui: holds advancedSection, deviceSelector, windowSelector, windowLowBox, windowHighBox,
-                previewButton, previewLabel, previewCaption and logText.
+            ui: holds advancedSection, deviceSelector, precisionSelector, windowSelector, windowLowBox,
+                windowHighBox, previewButton, previewLabel, previewCaption and logText.
             logic: the module's.
             parameters: gives the parameter node, None while there is none.
             view_name: gives the layout name of the view to be looked at.
@@ -62,13 +62,15 @@ class AdvancedSection:
         self._preparing = BackgroundCall()
         self._devices: tuple[str, ...] | None = None  # as torch says; not asked yet
         self._folder = tempfile.TemporaryDirectory(prefix="medanomalyclip-")
-        for title, kind in _windows():
-            ui.windowSelector.addItem(title, kind)
+        for selector, entries in ((ui.windowSelector, _windows()), (ui.precisionSelector, _precisions())):
+            for title, kind in entries:
+                selector.addItem(title, kind)
         self._show_devices(AUTO)
         ui.previewLabel.hide()
         ui.advancedSection.collapsed = True
         ui.advancedSection.connect("contentsCollapsed(bool)", self._folded)
         ui.deviceSelector.connect("currentIndexChanged(int)", self._device_chosen)
+        ui.precisionSelector.connect("currentIndexChanged(int)", self._precision_chosen)
         ui.windowSelector.connect("currentIndexChanged(int)", self._window_chosen)
         ui.windowLowBox.connect("valueChanged(double)", self._range_changed)
         ui.windowHighBox.connect("valueChanged(double)", self._range_changed)
@@ -93,6 +95,7 @@ class AdvancedSection:
             ui.previewButton.enabled = False
             return
         self._show_devices(parameters.device)
+        _select(ui.precisionSelector, parameters.precision)
         _select(ui.windowSelector, parameters.windowRule)
         for box, value in (
             (ui.windowLowBox, parameters.windowLow),
@@ -182,6 +185,11 @@ class AdvancedSection:
         if parameters is not None:
             parameters.device = self._ui.deviceSelector.itemData(index) or AUTO
 
+    def _precision_chosen(self, index: int) -> None:
+        parameters = self._parameters()
+        if parameters is not None:
+            parameters.precision = self._ui.precisionSelector.itemData(index) or AUTO
+
     def _window_chosen(self, index: int) -> None:
         parameters = self._parameters()
         if parameters is None:
@@ -213,6 +221,15 @@ def _windows() -> list[tuple[str, str]]:
         (_("The detector's own rule"), OWN_WINDOW),
         (_("As the view shows it"), VIEW_WINDOW),
         (_("These values"), MANUAL_WINDOW),
+    ]
+
+
+def _precisions() -> list[tuple[str, str]]:
+    return [
+        (_("Automatic"), AUTO),
+        (_("32-bit numbers, exact"), FLOAT32),
+        (_("8-bit integers, fastest on the CPU"), INT8),
+        (_("16-bit numbers (bfloat16), PyTorch"), BFLOAT16),
     ]
 
 

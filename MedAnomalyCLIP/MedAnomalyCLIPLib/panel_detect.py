@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 
 from .errors import MedAnomalyCLIPError
 from .panel_keys import add_shortcut
+from .panel_setup import Choice
 from .panel_words import log_words, result_words
 from .result import AnomalyResult
 
@@ -49,7 +50,7 @@ class DetectPanel:
         panel: Panel,
         busy_elsewhere: Callable[[], bool],
         log: Callable[[str], None],
-        learn_speed: Callable[[str, str, AnomalyResult], None],
+        learn_speed: Callable[[Choice, AnomalyResult], None],
     ) -> None:
         """
         Args:
@@ -58,7 +59,7 @@ class DetectPanel:
             panel: whose part this is.
             busy_elsewhere: whether what is on its way has a Cancel button of its own.
             log: keeps a line of what was done.
-            learn_speed: told folder of the detector, device and result of each detection.
+            learn_speed: told what was chosen and the result of each detection.
         """
         self.result: AnomalyResult | None = None
         self._ui, self._panel, self._busy_elsewhere = ui, panel, busy_elsewhere
@@ -102,14 +103,15 @@ class DetectPanel:
     def _start(self) -> None:
         panel = self._panel
         parameters = panel.parameters()
-        asked = parameters.detector, parameters.device  # both may be changed before the result is there
+        # All may be changed before the result is there.
+        asked = parameters.detector, parameters.device, parameters.precision
         panel.showMessage("")
         try:
             panel.logic.startDetection(
                 parameters.inputVolume,
                 panel.currentViewName(),
                 opacity=parameters.opacity,
-                onDone=lambda detection, error: self._done(detection, error, *asked),
+                onDone=lambda detection, error: self._done(detection, error, asked),
                 **panel.choice(),
             )
         except MedAnomalyCLIPError as error:
@@ -120,7 +122,7 @@ class DetectPanel:
         panel.startPolling()
         panel.updateButtons()
 
-    def _done(self, detection: Any, error: MedAnomalyCLIPError | None, detector: str, device: str) -> None:
+    def _done(self, detection: Any, error: MedAnomalyCLIPError | None, choice: Choice) -> None:
         """There is a detection, or an error that the reader can mend."""
         panel = self._panel
         if error is not None:
@@ -133,4 +135,4 @@ class DetectPanel:
         parameters = panel.parameters()
         panel.followThreshold(parameters, detection.result.threshold)
         panel.logic.setVisible(parameters.overlayVisible, parameters.opacity)
-        self._learn_speed(detector, device, detection.result)
+        self._learn_speed(choice, detection.result)

@@ -12,6 +12,7 @@ from .errors import BundleInvalid, DependencyMissing
 from .networks import runs_without_torch
 from .readiness import check_packages
 from .resources import resource_path
+from .runtime import BFLOAT16
 
 if TYPE_CHECKING:
     from .detection import SliceDetector
@@ -31,8 +32,10 @@ def missing_light_requirements() -> list[str]:
     return _missing(LIGHT)
 
 
-def serves_light(folder: Path | str = "", device: str = "auto") -> bool:
+def serves_light(folder: Path | str = "", device: str = "auto", precision: str = "auto") -> bool:
     """Whether the light installation has all that a detector needs on a device; the bundled one if empty."""
+    if precision == BFLOAT16:
+        return False
     try:
         manifest = read_manifest(Path(folder or default_bundle_path()))
     except BundleInvalid:
@@ -40,18 +43,18 @@ def serves_light(folder: Path | str = "", device: str = "auto") -> bool:
     return device in ("auto", "cpu") and runs_without_torch(manifest)
 
 
-def load_detector(folder: str = "", device: str = "auto") -> SliceDetector:
+def load_detector(folder: str = "", device: str = "auto", precision: str = "auto") -> SliceDetector:
     """The detector in a folder, ready on a device; the bundled one if the folder is empty.
 
     Raises:
         DependencyMissing: see `require_packages`.
         BundleInvalid: the folder holds no detector, or a damaged one.
-        InvalidRequest: the device does not exist here.
+        InvalidRequest: the device does not exist here, or does not do with the precision.
     """
-    require_packages(light=serves_light(folder, device))
+    require_packages(light=serves_light(folder, device, precision))
     from .detection import SliceDetector
 
-    return SliceDetector.load(folder or None, device=device)
+    return SliceDetector.load(folder or None, device=device, precision=precision)
 
 
 def require_packages(*, light: bool = False) -> None:

@@ -22,7 +22,10 @@ from .panel_words import duration_words, size_words
 from .readiness import Package, Readiness, Speed, check_packages, plan_installation
 from .resources import resource_path
 from .result import AnomalyResult
-from .runtime import device_title
+from .runtime import AUTO, device_title
+
+Choice = tuple[str, str, str]
+"""The folder of a detector, a device and a precision."""
 
 _SPEEDS_SETTING = "MedAnomalyCLIP/Speeds"
 _WHEELS_SETTING = "MedAnomalyCLIP/FolderOfWheels"
@@ -39,7 +42,7 @@ class SetupSection:
         self,
         ui: Any,
         logic: Any,
-        chosen: Callable[[], tuple[str, str]],
+        chosen: Callable[[], Choice],
         log: Callable[[str], None],
     ) -> None:
         """
@@ -47,14 +50,14 @@ class SetupSection:
             ui: holds setupSection, packagesLabel, installLightButton, installButton, wheelsPath, speedLabel,
                 measureButton, downloadsLabel, deleteDownloadsButton and setupMessageLabel.
             logic: the module's.
-            chosen: gives the folder of the detector and the device that are chosen.
+            chosen: gives the folder of the detector, the device and the precision that are chosen.
             log: keeps a line of what was done.
         """
         self.readiness: Readiness | None = None
         self._ui, self._logic = ui, logic
         self._chosen, self._log = chosen, log
         self._measuring = BackgroundCall()
-        self._warm: frozenset[tuple[str, str]] = frozenset()  # detectors that have run, with their device
+        self._warm: frozenset[Choice] = frozenset()  # those that have run
         self._tell("")
         ui.wheelsPath.currentPath = qt.QSettings().value(_WHEELS_SETTING, "") or ""
         ui.installLightButton.connect("clicked(bool)", self._install_light_clicked)
@@ -106,8 +109,7 @@ class SetupSection:
 
     def update_speed(self) -> None:
         """Say how fast the chosen detector is on the chosen device, as far as that was measured."""
-        folder, device = self._chosen()
-        speed = remembered_speed(folder, device)
+        speed = remembered_speed(*self._chosen())
         ready = bool(self.readiness)
         if self._measuring.running:
             text = _("Measuring…")
@@ -121,14 +123,14 @@ class SetupSection:
         self._ui.speedLabel.text = text
         self._ui.measureButton.enabled = ready and not self._measuring.running
 
-    def learn_speed(self, folder: str, device: str, result: AnomalyResult) -> None:
+    def learn_speed(self, choice: Choice, result: AnomalyResult) -> None:
         """Remember how long a detection took; not the first of a detector on a device, which warms it up."""
         seconds = sum(result.timings.values())
-        warm, self._warm = (folder, device) in self._warm, self._warm | {(folder, device)}
+        warm, self._warm = choice in self._warm, self._warm | {choice}
         if warm and seconds > 0:
             where = result.provenance
-            title = device_title(where.device, where.runtime)
-            remember_speed(folder, device, Speed(where.device, title, seconds))
+            title = device_title(where.device, where.runtime, where.precision)
+            remember_speed(choice, Speed(where.device, title, seconds))
             self.update_speed()
 
     def _tell(self, text: str) -> None:
@@ -164,24 +166,24 @@ class SetupSection:
             self.update(fold=True)
 
     def _measure_clicked(self) -> None:
-        folder, device = self._chosen()
+        choice = folder, device, precision = self._chosen()
         self._tell("")
         try:
-            future = self._logic.measureSpeed(detector=folder, device=device)
+            future = self._logic.measureSpeed(detector=folder, device=device, precision=precision)
         except MedAnomalyCLIPError as error:
             self._tell(str(error))
             return
-        self._measuring.start(future, lambda speed, error: self._measured(folder, device, speed, error))
+        self._measuring.start(future, lambda speed, error: self._measured(choice, speed, error))
         self.update_speed()
 
-    def _measured(self, folder: str, device: str, speed: Speed | None, error: Exception | None) -> None:
+    def _measured(self, choice: Choice, speed: Speed | None, error: Exception | None) -> None:
         self.update_speed()
         if error is not None:
             self._tell(str(error))
             if not isinstance(error, MedAnomalyCLIPError):
                 raise error
         elif speed is not None:
-            remember_speed(folder, device, speed)
+            remember_speed(choice, speed)
             self.update_speed()
             words = _("Measured: {device}, {duration} per slice")
             self._log(words.format(device=speed.title, duration=duration_words(speed.seconds)))
@@ -235,16 +237,16 @@ def _room(packages: Sequence[Package]) -> str:
     return size_words(plan_installation(packages).megabytes)
 
 
-def remembered_speed(folder: str, device: str) -> Speed | None:
+def remembered_speed(folder: str, device: str, precision: str = AUTO) -> Speed | None:
     """How fast a detector was on a device on this computer, None if that was never measured."""
     try:
-        return Speed(**_speeds()[_speed_key(folder, device)])
+        return Speed(**_speeds()[_speed_key((folder, device, precision))])
     except (KeyError, TypeError, ValueError):
         return None
 
 
-def remember_speed(folder: str, device: str, speed: Speed) -> None:
-    speeds = {**_speeds(), _speed_key(folder, device): asdict(speed)}
+def remember_speed(choice: Choice, speed: Speed) -> None:
+    speeds = {**_speeds(), _speed_key(choice): asdict(speed)}
     qt.QSettings().setValue(_SPEEDS_SETTING, json.dumps(speeds))
 
 
@@ -256,5 +258,6 @@ def _speeds() -> dict[str, Any]:
     return speeds if isinstance(speeds, dict) else {}
 
 
-def _speed_key(folder: str, device: str) -> str:
-    return f"{device}|{folder}"
+def _speed_key(choice: Choice) -> str:
+    folder, device, precision = choice
+    return f"{device}|{precision}|{folder}"

@@ -275,7 +275,9 @@ def measure_speed(detector: SliceDetector, *, side: int = 256, runs: int = 3) ->
         detector.detect(plane)
         seconds.append(time.perf_counter() - started)
     where = detector.provenance
-    return Speed(where.device, device_title(where.device, where.runtime), float(np.median(seconds)))
+    return Speed(
+        where.device, device_title(where.device, where.runtime, where.precision), float(np.median(seconds))
+    )
 
 
 def _check(line: str, installed: InstalledVersion) -> Package:

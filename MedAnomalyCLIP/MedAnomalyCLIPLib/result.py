@@ -25,7 +25,7 @@ class Provenance:
         bundle_sha256: hash of its weights.
         software_version: version of this package.
         device: for example "cpu" or "cuda:0".
-        precision: floating-point type of the network, for example "float32".
+        precision: what the network's large products were computed in, for example "float32" or "int8".
         runtime: what computed, for example "PyTorch 2.13.0"; empty where it was not kept.
     """
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 AUTO, TORCH, ONNX = "auto", "torch", "onnx"
 RUNTIMES = (AUTO, TORCH, ONNX)
 """What may run a detector's network, see `networks.load_network`."""
+FLOAT32, BFLOAT16, FLOAT16, INT8 = "float32", "bfloat16", "float16", "int8"
+PRECISIONS = (AUTO, FLOAT32, BFLOAT16, FLOAT16, INT8)
+"""What its large products may be computed in, likewise."""
+TORCH_PRECISIONS = (AUTO, FLOAT32, BFLOAT16, FLOAT16)
+"""Of these, what PyTorch computes in, see `select_precision`."""
 
-PRECISIONS = (AUTO, "float32", "bfloat16", "float16")
-"""What a tower may compute in, see `select_precision`."""
+_BFLOAT16_OF_CPUS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # as torch calls them
 
 Window = tuple[float, float]
 Answer = TypeVar("Answer")
@@ -65,7 +69,7 @@ def select_device(name: str = "auto") -> torch.device:
 
 
 def select_precision(name: str, device: torch.device) -> torch.dtype:
-    """What a tower computes in.
+    """What PyTorch computes large products in.
 
     Args:
         name: "float32", "bfloat16", "float16"; or "auto" for bfloat16 on CUDA devices that have it, float16
@@ -73,17 +77,32 @@ def select_precision(name: str, device: torch.device) -> torch.dtype:
         device: where.
 
     Raises:
-        InvalidRequest: there is no such precision.
+        InvalidRequest: there is no such precision, or the device has no instructions for bfloat16, so that it
+            would take longer than float32.
     """
     import torch
 
-    if name not in PRECISIONS:
-        raise InvalidRequest(f"There is no precision {name!r}; choose one of {', '.join(PRECISIONS)}")
-    if name != AUTO:
-        return getattr(torch, name)
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if name not in TORCH_PRECISIONS:
+        raise InvalidRequest(f"There is no precision {name!r}; choose one of {', '.join(TORCH_PRECISIONS)}")
+    if name == AUTO:
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float16
+    if name == BFLOAT16 and not _has_bfloat16(device):
+        raise InvalidRequest(
+            f"Device {device} has no instructions for bfloat16 that PyTorch knows of; leave --precision away"
+        )
+    return getattr(torch, name)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older versions of PyTorch do not tell.
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+    return any(found.get(instructions, False) for instructions in _BFLOAT16_OF_CPUS)
 
 
 def available_devices() -> tuple[str, ...]:
@@ -131,8 +150,11 @@ def gpu_count(device: str = "auto") -> int:
     return torch.cuda.device_count()
 
 
-def device_title(device: str, runtime: str = "") -> str:
-    """A device and what runs there, as a reader knows them, for example "CPU, 4 threads, PyTorch 2.13.0"."""
+def device_title(device: str, runtime: str = "", precision: str = FLOAT32) -> str:
+    """A device and what runs there, as a reader knows them.
+
+    For example "CPU, 4 threads, PyTorch 2.13.0", or "CPU, 1 thread, ONNX Runtime 1.32.0, int8".
+    """
     kind, title = device.partition(":")[0], "Apple GPU (mps)"
     if kind == "cuda":
         import torch
@@ -141,7 +163,7 @@ def device_title(device: str, runtime: str = "") -> str:
     elif kind != "mps":
         threads = cpu_threads()
         title = f"CPU, {threads} threads" if threads > 1 else "CPU, 1 thread"
-    return f"{title}, {runtime}" if runtime else title
+    return ", ".join([title, *([runtime] if runtime else []), *([precision] if precision != FLOAT32 else [])])
 
 
 @dataclass(eq=False)

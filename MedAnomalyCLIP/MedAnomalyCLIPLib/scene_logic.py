@@ -42,16 +42,19 @@ class LogicBase:
         detector: Path | str = "",
         threshold: float | None = None,
         device: str = "auto",
+        precision: str = "auto",
         window: Window | str | None = None,
         prompt: Prompt | str | None = "auto",
     ) -> Callable[[SlicePlane], Future[AnomalyResult]]:
         """Hands planes of a volume to a detector on the worker."""
-        key, load = self._detectorOf(detector, device)
+        key, load = self._detectorOf(detector, device, precision)
         window = self._windowOf(volumeNode, window)
         prompt = self._promptOf(volumeNode, detector, prompt)
         return lambda plane: self._workerThread().submit(key, load, plane, threshold, window, prompt)
 
-    def _detectorOf(self, detector: Path | str, device: str) -> tuple[object, Callable[[], SliceDetector]]:
+    def _detectorOf(
+        self, detector: Path | str, device: str, precision: str = "auto"
+    ) -> tuple[object, Callable[[], SliceDetector]]:
         """What tells a detector from others, and how to make it."""
         from .bundle_list import BundleSummary
 
@@ -60,7 +63,8 @@ class LogicBase:
         manifest = BundleSummary.read(folder).manifest if folder else None
         factory = self.detectorFactory
         arguments = (folder,) if device == "auto" else (folder, device)
-        return (factory, folder, manifest, device), partial(factory, *arguments)
+        options = {} if precision == "auto" else {"precision": precision}
+        return (factory, folder, manifest, device, precision), partial(factory, *arguments, **options)
 
     def _windowOf(self, volumeNode: Node, window: Window | str | None) -> Window | None:
         from .scene_views import displayed_window

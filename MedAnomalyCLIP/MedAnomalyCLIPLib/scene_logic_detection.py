@@ -74,6 +74,7 @@ class DetectionLogic(DisplayLogic):
             threshold: map value from which a pixel counts; None for the detector's own.
             opacity: of the map over the image.
             device: "auto" for the fastest, or as torch names it: "cpu", "cuda:1", "mps".
+            precision: "float32", "int8", "bfloat16" or "auto", see `SliceDetector.load`.
             window: (low, high) voxel values that the detector is shown as black and white, or "view" for
                 those that the reader sees; None for the detector's own rule.
             prompt: what the slice is compared with: the name of one of the detector's presets, "" for images

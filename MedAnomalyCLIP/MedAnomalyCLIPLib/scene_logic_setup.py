@@ -75,11 +75,13 @@ class SetupLogic(LogicBase):
 
         return Installer(self.installEnvironment, tell).resume()
 
-    def measureSpeed(self, detector: Path | str = "", device: str = "auto") -> Future[Speed]:
+    def measureSpeed(
+        self, detector: Path | str = "", device: str = "auto", precision: str = "auto"
+    ) -> Future[Speed]:
         """Time a detector on made-up slices, on the worker: a Future of MedAnomalyCLIPLib.readiness.Speed."""
         from .readiness import measure_speed
 
-        return self._workerThread().use(*self._detectorOf(detector, device), measure_speed)
+        return self._workerThread().use(*self._detectorOf(detector, device, precision), measure_speed)
 
     def availableDevices(self) -> Future[tuple[str, ...]]:
         """Devices of this computer, as torch names them, asked on the worker: a Future of their names."""

@@ -43,7 +43,7 @@ class VolumeLogic(DetectionLogic):
             volumeNode: scalar or colour volume, under a linear transform or none.
             axis: 0, 1, 2 for I, J, K, or "axial", "coronal", "sagittal"; None as the slices were acquired.
             indices: slices along that axis, from 0; None for all.
-            detector, threshold, opacity, device, window, prompt: as for `detect`.
+            detector, threshold, opacity, device, precision, window, prompt: as for `detect`.
             resume: keep what an earlier run with the same detector left, and do the other slices only.
             viewNames: slice views that show the map; None for those that show the volume.
             mapNode, segmentationNode: nodes to write to; None for those of the volume.
@@ -140,6 +140,7 @@ class VolumeLogic(DetectionLogic):
         resume: bool = False,
         detector: Path | str = "",
         device: str = "auto",
+        precision: str = "auto",
         window: Window | str | None = None,
         prompt: Prompt | str | None = "auto",
         **request: Any,
@@ -156,7 +157,7 @@ class VolumeLogic(DetectionLogic):
         )
         return self._jobs().make_run(
             volumeNode,
-            self._submitter(volumeNode, detector, threshold, device, window, prompt),
+            self._submitter(volumeNode, detector, threshold, device, precision, window, prompt),
             resume=resume,
             options=options,
             threshold=threshold,

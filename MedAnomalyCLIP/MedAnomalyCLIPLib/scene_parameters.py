@@ -26,6 +26,7 @@ class MedAnomalyCLIPParameterNode:
             presets, or nothing for images of any kind.
         normalPhrases, abnormalPhrases: own phrases, separated by semicolons.
         device: to run on, as torch names it; "auto" for the fastest.
+        precision: to compute in, "auto" for the fastest that changes little, see `SliceDetector.load`.
         windowRule: "detector" for its own rule, "view" for what the reader sees, "manual" for windowLow to
             windowHigh, voxel values that become black and white.
         smallestArea: in mm²; smaller connected parts do not count.
@@ -47,6 +48,7 @@ class MedAnomalyCLIPParameterNode:
     normalPhrases: str = ""
     abnormalPhrases: str = ""
     device: str = "auto"
+    precision: str = "auto"
     windowRule: str = "detector"
     windowLow: float = 0.0
     windowHigh: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from MedAnomalyCLIPLib.volume import Volume
 
 from .pairs import Work
 from .peers import MEAN, STD
+from .ways import load
 
 
 def volume_of(slices: np.ndarray) -> Volume:
@@ -55,7 +57,7 @@ def tower_alone(detector: SliceDetector) -> Work:
 def random_detector(
     folder: Path, model: str, side: int, taps: tuple[int, ...]
 ) -> Callable[[str], SliceDetector]:
-    """A detector of ours with random weights on one of open_clip's towers, in either runtime.
+    """A detector of ours with random weights on one of open_clip's towers, loaded in the way that is named.
 
     It compares the patches of four taps with texts through linear adapters, as MediCLIP and the bundled
     detector do.
@@ -76,4 +78,13 @@ def random_detector(
         threshold=0.5,
     )
     save_bundle(folder, manifest, detector, "# Random weights\n")
-    return lambda runtime: SliceDetector.load(folder, device="cpu", runtime=runtime)
+    return lambda way: load(way, folder)
+
+
+def export(folder: Path) -> None:
+    """Give it its graphs, that of integers too: for random weights, how much they drift means nothing."""
+    from MedAnomalyCLIPLib import onnx_export
+    from MedAnomalyCLIPLib.onnx_int8 import Drift
+
+    with mock.patch.object(onnx_export, "drift", lambda exact, rounded: Drift(0, 0, 0)):
+        onnx_export.export_network(folder)

@@ -32,7 +32,8 @@ TESTING = Path(__file__).parents[1]
 CHILD = [sys.executable, "-m", "fuzz.child"]
 # So far below the defaults that whatever keeps to the limits stays within the memory of a test.
 LIMITS = "image_voxels=16000000, unpacked_bytes=32000000, text_bytes=4000000, weights_bytes=64000000"
-_GRACE = 30.0  # seconds for a process to start, or to end by itself after its alarm
+_START = 300.0  # seconds for a process to start; some load torch and a detector, on a machine that is busy
+_GRACE = 30.0  # for one to end by itself after its alarm
 _LINE = 400
 
 
@@ -136,7 +137,7 @@ def _one_process(
 
 
 def _lines(process: subprocess.Popen[str], patience: float) -> Iterator[str]:
-    """What a process prints; "timeout" when it says nothing for too long."""
+    """What a process prints; "timeout" when it says nothing for too long once it has begun."""
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
@@ -147,14 +148,16 @@ def _lines(process: subprocess.Popen[str], patience: float) -> Iterator[str]:
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
+    wait = _START
     while True:
         try:
-            line = lines.get(timeout=patience)
+            line = lines.get(timeout=wait)
         except queue.Empty:
             yield "timeout"
             return
         if line is None:
             return
+        wait = patience
         yield line
 
 

@@ -42,7 +42,7 @@ class Target(ABC):
 
 def targets() -> dict[str, Target]:
     """Every target by name."""
-    from . import bundles, datasets, dicom_files, image_files, recipes, weight_files
+    from . import bundles, datasets, dicom_files, graphs, image_files, recipes, weight_files
 
-    modules = (dicom_files, image_files, bundles, datasets, recipes, weight_files)
+    modules = (dicom_files, image_files, bundles, graphs, datasets, recipes, weight_files)
     return {target.name: target for module in modules for target in module.TARGETS}

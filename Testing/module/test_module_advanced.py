@@ -1,4 +1,4 @@
-"""The section Advanced: device, window, what the network sees, and the log."""
+"""The section Advanced: device, precision, window, what the network sees, and the log."""
 
 from __future__ import annotations
 
@@ -105,13 +105,16 @@ def test_choices_are_saved_with_the_scene(panel, head, tmp_path):
     choose(panel.ui.windowSelector, "manual")
     panel.ui.windowLowBox.value = -100
     panel._parameterNode.device = "cpu"
+    choose(panel.ui.precisionSelector, "float32")
     save_bundle(tmp_path / "scene.mrb")
     choose(panel.ui.windowSelector, "detector")
+    choose(panel.ui.precisionSelector, "int8")
     load_bundle(tmp_path / "scene.mrb")
     panel.initializeParameterNode()
     assert panel.ui.windowSelector.currentData == "manual"
     assert panel.ui.windowLowBox.value == -100
     assert panel.ui.deviceSelector.currentData == "cpu"
+    assert panel.ui.precisionSelector.currentData == "float32"
 
 
 # Device
@@ -160,6 +163,44 @@ def test_a_device_that_does_not_exist_is_refused_in_words(panel, head, detect):
     panel._parameterNode.device = "cuda:3"
     detect()
     assert "cannot be used here; choose auto" in panel.ui.messageLabel.text
+
+
+# Precision
+
+
+def test_the_chosen_precision_reaches_the_detector_that_is_then_loaded_anew(panel, head, detect, detector):
+    loaded = []
+    panel.logic.detectorFactory = lambda folder, precision="auto": loaded.append(precision) or detector
+    assert offered(panel.ui.precisionSelector) == ["auto", "float32", "int8", "bfloat16"]
+    detect()
+    choose(panel.ui.precisionSelector, "float32")
+    detect()
+    detect()
+    assert loaded == ["auto", "float32"]
+
+
+def test_the_bundled_detector_detects_in_the_chosen_precision(panel, head, detect):
+    from MedAnomalyCLIPLib.panel_packages import load_detector
+    from MedAnomalyCLIPLib.scene_nodes import provenance_of
+
+    panel.logic.detectorFactory = load_detector
+    found = {}
+    for precision in ("auto", "float32"):
+        choose(panel.ui.precisionSelector, precision)
+        detection = panel.logic.detect(head, "Red", **panel.choice())
+        found[precision] = detection.result.score
+        assert provenance_of(detection.mapNode).precision == {"auto": "int8"}.get(precision, precision)
+    assert found["auto"] == pytest.approx(found["float32"], abs=0.01)
+
+
+def test_a_precision_that_cannot_be_had_is_refused_in_words(panel, head, detect):
+    from MedAnomalyCLIPLib.panel_packages import load_detector
+
+    panel.logic.detectorFactory = load_detector
+    choose(panel.ui.precisionSelector, "int8")
+    panel._parameterNode.device = "cuda"
+    detect()
+    assert "used on the CPU only" in panel.ui.messageLabel.text
 
 
 # What the network sees

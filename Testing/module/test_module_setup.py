@@ -197,15 +197,17 @@ def test_a_detector_that_cannot_be_measured_says_why(panel, wait):
     assert panel.ui.speedLabel.text == "Not measured yet on this device"
 
 
-def test_each_device_has_its_own_speed(panel):
+def test_each_device_and_precision_has_its_own_speed(panel):
     from MedAnomalyCLIPLib.panel_setup import remember_speed
 
-    remember_speed("", "auto", Speed("cuda:0", "NVIDIA Big One (cuda:0)", 0.0123))
-    remember_speed("", "cpu", Speed("cpu", "CPU, 8 threads", 12.3))
+    remember_speed(("", "auto", "auto"), Speed("cuda:0", "NVIDIA Big One (cuda:0)", 0.0123))
+    remember_speed(("", "cpu", "auto"), Speed("cpu", "CPU, 8 threads", 12.3))
     panel._setup.update()
     assert panel.ui.speedLabel.text == "NVIDIA Big One (cuda:0): about 12 ms per slice"
     panel._parameterNode.device = "cpu"
     assert panel.ui.speedLabel.text == "CPU, 8 threads: about 12 s per slice"
+    panel._parameterNode.precision = "float32"
+    assert panel.ui.speedLabel.text == "Not measured yet on this device"
 
 
 def test_detections_tell_the_speed_but_for_the_first(panel, head, detect, detector):
@@ -236,7 +238,9 @@ def test_a_speed_is_that_of_the_device_of_the_click(panel, head, detect, detecto
     assert panel.ui.speedLabel.text.endswith("about 2.5 s per slice")
 
 
-@pytest.mark.parametrize("value", ["", "not json", "[]", '{"auto|": 3}', '{"auto|": {"seconds": -1}}'])
+@pytest.mark.parametrize(
+    "value", ["", "not json", "[]", '{"auto|auto|": 3}', '{"auto|auto|": {"seconds": -1}}']
+)
 def test_damaged_settings_are_as_good_as_none(panel, value):
     from harness.pythonqt import qt
 
@@ -295,7 +299,7 @@ def test_ready_is_true_in_a_condition_and_knows_the_speed(panel):
     from MedAnomalyCLIPLib.panel_setup import remember_speed
 
     speed = Speed("cpu", "CPU, 2 threads", 0.5)
-    remember_speed("", "auto", speed)
+    remember_speed(("", "auto", "auto"), speed)
     state = panel.logic.isReady()
     assert state
     assert state.speed == speed

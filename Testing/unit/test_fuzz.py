@@ -14,7 +14,7 @@ from fuzz.runner import fuzz, run_mutant
 from fuzz.targets import Target, targets
 from MedAnomalyCLIPLib.errors import UnreadableImage
 
-COUNTS = {"bundles": 12, "pictures": 25, "weights": 25, "checkpoints": 25}
+COUNTS = {"bundles": 12, "graphs": 12, "pictures": 25, "weights": 25, "checkpoints": 25}
 SECONDS = 6.0  # after which no further mutant is begun
 
 

@@ -16,6 +16,7 @@ from pydicom.data import get_testdata_file
 
 from MedAnomalyCLIPLib.detection import SliceDetector
 from MedAnomalyCLIPLib.geometry import cut_slice
+from MedAnomalyCLIPLib.onnx_int8 import ALLOWED
 from MedAnomalyCLIPLib.volume import read_volume
 
 MR = str(get_testdata_file("MR_small.dcm"))
@@ -64,14 +65,16 @@ def test_the_library_detects_and_says_what_the_full_installation_says(tmp_path):
 import numpy as np
 from MedAnomalyCLIPLib.detection import SliceDetector
 from MedAnomalyCLIPLib.geometry import cut_slice
+from MedAnomalyCLIPLib.onnx_int8 import ALLOWED
 from MedAnomalyCLIPLib.prompt import Prompt
 from MedAnomalyCLIPLib.volume import read_volume
 
-detector = SliceDetector.load()
 plane = cut_slice(read_volume(sys.argv[1]), 2, 0)
-result = detector.detect(plane, prompt=Prompt("brain-mr"))
+result = SliceDetector.load(precision="float32").detect(plane, prompt=Prompt("brain-mr"))
 found = {"map": result.map, "score": result.score, "unlike": result.unlikeness}
-np.savez(sys.argv[2], **found, loaded=sorted(sys.modules))
+result = SliceDetector.load().detect(plane, prompt=Prompt("brain-mr"))
+assert result.provenance.precision == "int8"
+np.savez(sys.argv[2], **found, rounded=result.map, loaded=sorted(sys.modules))
 """
     done = light(code, MR, tmp_path / "found.npz")
     assert done.returncode == 0, done.stderr
@@ -81,6 +84,7 @@ np.savez(sys.argv[2], **found, loaded=sorted(sys.modules))
     full = SliceDetector.load(device="cpu", runtime="torch")
     expected = full.detect(cut_slice(read_volume(MR), 2, 0), prompt=Prompt("brain-mr"))
     np.testing.assert_allclose(found["map"], expected.map, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found["rounded"], expected.map, rtol=0, atol=ALLOWED.map)
     assert float(found["score"]) == pytest.approx(expected.score, abs=1e-4)
     assert float(found["unlike"]) == pytest.approx(expected.unlikeness, abs=1e-3)
     assert not {"torch", "monai", "open_clip", "onnx"} & set(found["loaded"])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from pydicom.data import get_testdata_file
 
 from MedAnomalyCLIPLib import onnx_export
 from MedAnomalyCLIPLib.bundle import (
@@ -123,7 +126,8 @@ def planes(count=3):
 
 def test_detectors_of_other_makes_say_the_same_in_both(made):
     by_onnx, by_torch = (
-        SliceDetector.load(made.folder, device="cpu", runtime=runtime) for runtime in ("onnx", "torch")
+        SliceDetector.load(made.folder, device="cpu", runtime=runtime, precision="float32")
+        for runtime in ("onnx", "torch")
     )
     assert by_onnx.provenance.runtime.startswith("ONNX Runtime 1.")
     assert by_torch.provenance.runtime.startswith("PyTorch 2.")
@@ -148,7 +152,7 @@ def test_a_graph_that_differs_from_the_network_is_not_kept(made, tmp_path, monke
     (last,) = [node for node in model.graph.node if node.op_type == "Softmax"][-1:]
     last.op_type = "LogSoftmax"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    monkeypatch.setattr(onnx_export, "_graph", lambda bundle: model.SerializeToString())
+    monkeypatch.setattr(onnx_export, "_graph", lambda bundle: model)
     with pytest.raises(InvalidRequest, match="differs from PyTorch"):
         export_network(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -189,7 +193,8 @@ def test_a_gpu_is_left_to_torch(monkeypatch, gpu, taken):
     monkeypatch.setattr(networks.importlib.metadata, "version", lambda name: "2.13.0")
     monkeypatch.setattr(networks, "select_device", lambda name: torch.device(gpu))
     manifest = read_manifest(default_bundle_path())
-    assert networks._choose(manifest, "auto", "auto", with_features=False) == taken
+    chosen = networks._choose(manifest, "auto", "auto", "auto", with_features=False)
+    assert chosen.runtime == taken
 
 
 def test_a_torch_for_processors_alone_is_not_imported_to_look_for_a_gpu(monkeypatch):
@@ -220,8 +225,6 @@ def test_a_detector_without_graph_says_how_to_get_one(tiny_bundle):
 
 
 def test_onnx_runtime_that_was_asked_for_and_is_missing_is_named(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(DependencyMissing, match="onnxruntime"):
         SliceDetector.load(runtime="onnx")
@@ -251,8 +254,56 @@ def test_an_altered_graph_is_refused(tiny_bundle):
 def test_a_file_that_is_no_graph_is_refused(tiny_bundle):
     (tiny_bundle.folder / NETWORK).write_bytes(b"no graph")
     named_to_fit(tiny_bundle.folder)
-    with pytest.raises(BundleInvalid, match="cannot be used"):
+    with pytest.raises(BundleInvalid, match="cannot be used") as caught:
         SliceDetector.load(tiny_bundle.folder, device="cpu")
+    assert str(tiny_bundle.folder.parent) not in str(caught.value), "a folder may be named after a patient"
+
+
+@pytest.mark.parametrize(
+    ("map_value", "score_value", "words"),
+    [
+        (0.5, 0.25, None),
+        (1 + 1e-6, 0.25, None),
+        (1.5, 0.25, "values that are no numbers, or none"),
+        (float("nan"), 0.25, "values that are no numbers"),
+        (0.5, -1.0, "values that are no numbers, or none"),
+        (0.5, float("inf"), "values that are no numbers"),
+    ],
+)
+def test_values_that_no_map_can_have_are_refused(tiny_bundle, map_value, score_value, words):
+    from onnx import TensorProto, helper
+
+    kinds = {"images": TensorProto.FLOAT, "valid": TensorProto.BOOL, "text": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("map", "score")]
+
+    def full(name, value, like):
+        shape = helper.make_node("Shape", ["images"], [f"{name}_shape"], end=1)
+        held = helper.make_tensor(name, TensorProto.FLOAT, [1], [value])
+        if like == "score":
+            return [shape, helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=held)]
+        rest = helper.make_tensor("rest", TensorProto.INT64, [2], [64, 64])
+        return [
+            shape,
+            helper.make_node("Constant", [], ["rest"], value=rest),
+            helper.make_node("Concat", [f"{name}_shape", "rest"], ["whole"], axis=0),
+            helper.make_node("ConstantOfShape", ["whole"], [name], value=held),
+        ]
+
+    nodes = [*full("map", map_value, "map"), *full("score", score_value, "score")]
+    model = helper.make_model(
+        helper.make_graph(nodes, "constant", inputs, told),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    (tiny_bundle.folder / NETWORK).write_bytes(model.SerializeToString())
+    named_to_fit(tiny_bundle.folder)
+    detector = SliceDetector.load(tiny_bundle.folder, device="cpu")
+    if words is None:
+        assert detector.detect(planes()[0]).map.max() == min(map_value, 1)
+        return
+    with pytest.raises(BundleInvalid, match=words):
+        detector.detect(planes()[0])
 
 
 @pytest.mark.parametrize(
@@ -272,6 +323,35 @@ def test_a_graph_of_something_else_is_refused(tiny_bundle, outputs, words):
     named_to_fit(tiny_bundle.folder)
     with pytest.raises(BundleInvalid, match=words):
         SliceDetector.load(tiny_bundle.folder, device="cpu").detect(planes()[0])
+
+
+def test_a_normalisation_without_bias_does_not_end_the_process(tiny_bundle):
+    """In a process of its own: ONNX Runtime's own way of fusing it does."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    kinds = {"images": TensorProto.FLOAT, "valid": TensorProto.BOOL, "text": TensorProto.FLOAT}
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    told = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("map", "score")]
+    nodes = [
+        helper.make_node("LayerNormalization", ["text", "scale", ""], ["map"], axis=-1),
+        helper.make_node("Identity", ["text"], ["score"]),
+    ]
+    scale = numpy_helper.from_array(np.ones(32, np.float32), "scale")
+    graph = helper.make_graph(nodes, "other", inputs, told, [scale])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tiny_bundle.folder / NETWORK).write_bytes(model.SerializeToString())
+    named_to_fit(tiny_bundle.folder)
+    code = "from MedAnomalyCLIPLib.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    image = str(get_testdata_file("MR_small.dcm"))
+    command = ["detect", image, "--model", str(tiny_bundle.folder), "--runtime", "onnx", "--output"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command, str(tiny_bundle.folder.parent / "out")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == EXIT_USER_ERROR, done.stderr
+    assert "another shape" in done.stderr
 
 
 def test_a_graph_may_not_read_other_files(tiny_bundle, tmp_path):

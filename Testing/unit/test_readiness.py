@@ -224,7 +224,7 @@ def test_wheels_that_are_too_old_or_for_another_computer_do_not_serve(tmp_path):
 class Timed:
     """Takes a known time, much longer at the first slice."""
 
-    provenance = SimpleNamespace(device="cpu", runtime="a clock")
+    provenance = SimpleNamespace(device="cpu", runtime="a clock", precision="float32")
 
     def __init__(self):
         self.calls = 0

@@ -14,8 +14,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "export-onnx",
         help="let a detector run in ONNX Runtime",
         description="Write network.onnx into the folder of a detector, so that it runs in ONNX Runtime on "
-        "the CPU, without PyTorch. Its weights stay in weights.safetensors; it is compared with "
-        "PyTorch before it is kept.",
+        "the CPU, without PyTorch, and network_int8.onnx, so that it does so in 8-bit integers. Its weights "
+        "stay in weights.safetensors. The one is compared with PyTorch before it is kept, the other with the "
+        "one: it is left out if scores or maps would move by more than is stated.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -25,14 +26,22 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
-    from ..bundle import NETWORK
+    from ..bundle import NETWORK, NETWORK_INT8
     from ..onnx_export import export_network
 
-    manifest = export_network(arguments.bundle).manifest
+    refusals: list[str] = []
+    manifest = export_network(arguments.bundle, refusals.append).manifest
+    integers = manifest.int8
     if arguments.json:
-        print_json(
-            {"name": manifest.name, "bytes": manifest.network_bytes, "sha256": manifest.network_sha256}
+        told = {"name": manifest.name, "bytes": manifest.network_bytes, "sha256": manifest.network_sha256}
+        print_json({**told, "int8": None if integers is None else vars(integers), "refused": refusals})
+        return EXIT_DONE
+    print(f"{arguments.bundle / NETWORK}  {manifest.network_bytes / 1000:.0f} kB")
+    if integers is not None:
+        print(
+            f"{arguments.bundle / NETWORK_INT8}  {integers.bytes / 1000:.0f} kB; moves scores by "
+            f"{integers.score_drift:.2g} at most, maps by {integers.map_drift:.2g}"
         )
-    else:
-        print(f"{arguments.bundle / NETWORK}  {manifest.network_bytes / 1000:.0f} kB")
+    for line in refusals:
+        print(line)
     return EXIT_DONE

@@ -43,19 +43,20 @@ def run(arguments: argparse.Namespace, load: DetectorLoader) -> int:
 
 def _tell_detector(model: Path, as_json: bool) -> int:
     from ..bundle import default_bundle_path, read_manifest
-    from ..networks import runtime_of
+    from ..networks import precision_of, runtime_of
     from ..result import RESEARCH_USE_ONLY
 
     manifest = read_manifest(default_bundle_path() if model == BUNDLED else model)
     presets = {preset.name: preset.title for preset in manifest.presets}
     if as_json:
         told = {"name": manifest.name, "version": manifest.version, "licence": manifest.licence}
-        told["runtime"] = runtime_of(manifest)
+        told |= {"runtime": runtime_of(manifest), "precision": precision_of(manifest)}
         print_json({**told, "threshold": manifest.threshold, "presets": presets, "notice": RESEARCH_USE_ONLY})
         return EXIT_DONE
     print(f"{manifest.name}, version {manifest.version}: {manifest.description}")
     print(f"licence: {manifest.licence}")
-    print(f"runs on the CPU in: {runtime_of(manifest) or NOT_INSTALLED}")
+    runtime = runtime_of(manifest)
+    print(f"runs on the CPU in: {f'{runtime}, {precision_of(manifest)}' if runtime else NOT_INSTALLED}")
     print(f"pixel threshold: {manifest.threshold:.2f}")
     for name, title in presets.items():
         calibration = manifest.calibration(name)

@@ -20,7 +20,7 @@ from ..detectors.specification import DetectorSpec
 from ..errors import InvalidRequest
 from ..plain_files import read_small_file
 from ..preprocess import STANDARD_WINDOWS, PreprocessSpec
-from ..runtime import PRECISIONS
+from ..runtime import TORCH_PRECISIONS
 from ..synthesis import SynthesisConfig
 
 if sys.version_info >= (3, 11):
@@ -168,7 +168,7 @@ class Optimisation:
     def __post_init__(self) -> None:
         _known("optimisation.optimizer", self.optimizer, OPTIMIZERS)
         _known("optimisation.schedule", self.schedule, SCHEDULES)
-        _known("optimisation.precision", self.precision, PRECISIONS)
+        _known("optimisation.precision", self.precision, TORCH_PRECISIONS)
         if self.batch_size < 1 or self.epochs < 0 or self.workers < 0 or min(self.rates) <= 0:
             raise InvalidRequest(
                 "optimisation: batch_size and learning rates must be above 0, epochs and workers not below"
