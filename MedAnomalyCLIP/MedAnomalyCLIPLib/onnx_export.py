@@ -34,7 +34,7 @@ from .detection import SliceDetector
 from .detectors.detector import AnomalyDetector
 from .errors import DependencyMissing, InvalidRequest
 from .networks import load_network
-from .onnx_int8 import ALLOWED, drift, integer_graph
+from .onnx_int8 import ALLOWED, LEFT_OUT, drift, integer_graph
 from .onnx_network import INPUTS, OUTPUTS, OnnxNetwork
 from .output_folder import Staging, writing
 from .runtime import FLOAT32, INT8, ONNX, TORCH
@@ -95,10 +95,11 @@ def _write(path: Path, model: Any) -> tuple[int, str]:
 
 def _integer_graph(bundle: Bundle, model: Any, tell: Callable[[str], None] | None) -> IntegerGraph | None:
     """Write the graph of integers beside the other; None, and no file, if it is not as good."""
-    integers, path = integer_graph(model), bundle.folder / NETWORK_INT8
-    if integers is None:
-        why = "no product of the network is large enough"
-    else:
+    path, why = bundle.folder / NETWORK_INT8, "no product of the network is large enough"
+    for left_out in LEFT_OUT:
+        integers = integer_graph(model, left_out)
+        if integers is None:
+            break
         size, sha256 = _write(path, integers)
         exact, rounded = (
             SliceDetector(bundle, OnnxNetwork.load(bundle, precision)) for precision in (FLOAT32, INT8)

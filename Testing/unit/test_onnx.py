@@ -203,7 +203,7 @@ def test_a_torch_for_processors_alone_is_not_imported_to_look_for_a_gpu(monkeypa
     monkeypatch.setattr(networks.importlib.metadata, "version", lambda name: "2.13.0+cpu")
     monkeypatch.setattr(networks, "select_device", lambda name: pytest.fail("it was looked for"))
     manifest = read_manifest(default_bundle_path())
-    assert networks._choose(manifest, "auto", "auto", with_features=False) == "onnx"
+    assert networks._choose(manifest, "auto", "auto", "auto", with_features=False).runtime == "onnx"
 
 
 @pytest.mark.parametrize(

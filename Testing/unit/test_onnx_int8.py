@@ -288,7 +288,7 @@ def test_without_a_graph_of_integers_it_is_float32():
 @pytest.mark.parametrize(
     ("choice", "words"),
     [
-        ({"precision": "int4"}, "one of auto, float32, bfloat16, int8"),
+        ({"precision": "int4"}, "one of auto, float32, bfloat16, float16, int8"),
         ({"precision": "int8", "runtime": "torch"}, "takes --runtime onnx"),
         ({"precision": "int8", "device": "cuda"}, "on the CPU only"),
         ({"precision": "bfloat16", "runtime": "onnx"}, "takes --runtime torch"),
