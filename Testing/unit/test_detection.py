@@ -11,7 +11,7 @@ import pytest
 from MedAnomalyCLIPLib.bundle import Bundle, default_bundle_path
 from MedAnomalyCLIPLib.detection import SliceDetector, detect_slices
 from MedAnomalyCLIPLib.errors import BundleInvalid, Cancelled, InvalidRequest
-from MedAnomalyCLIPLib.geometry import SlicePlane, cut_plane, cut_slice
+from MedAnomalyCLIPLib.geometry import SlicePlane, cut_plane, cut_slice, cut_slices
 from MedAnomalyCLIPLib.volume import Volume
 
 
@@ -220,6 +220,10 @@ def test_slices_with_nothing_but_noise_are_not_analysed(detector):
     volume = Volume(voxels, np.eye(4), modality="MR")
     results = list(detect_slices(detector, volume, axis=2))
     assert [r.is_empty for r in results] == [True, False, False, True, True]
+    voxels = np.abs(rng.normal(0, 22, (4, 160, 144)))  # of which some pixels reach a tenth of the range
+    voxels[1:3, 30:120, 30:120] += 700
+    volume = Volume(voxels, np.eye(4), modality="MR")
+    assert [p.is_empty for p in cut_slices(volume, 2, range(4))] == [True, False, False, True]
     assert (
         [r.score > 0 for r in results] == [r.map.any() for r in results] == [False, True, True, False, False]
     )

@@ -398,12 +398,17 @@ def test_slices_cut_in_a_row_are_those_cut_one_by_one():
 
 
 @bounded
-@given(shown=st.integers(0, 40), seed=st.integers(0, 1000))
-def test_a_slice_is_empty_by_all_its_pixels(shown, seed):
+@given(single=st.integers(0, 40), side=st.integers(0, 8), seed=st.integers(0, 1000))
+def test_a_slice_is_empty_by_all_its_pixels_but_single_ones(single, side, seed):
     pixels = np.zeros((400, 500), np.uint16)
-    places = np.random.default_rng(seed).choice(pixels.size, shown, replace=False)
-    pixels.flat[places] = 1000
+    random = np.random.default_rng(seed)
+    pixels.flat[random.choice(pixels.size, single, replace=False)] = 250
     background = Background(0.0, 100.0)
+    assert background.is_all_of(plane_of(pixels))
+    row, column = random.integers(10, 380, 2)
+    pixels[:] = 0
+    pixels[row : row + side, column : column + side] = 1000
+    shown = (side + 2) ** 2 if side else 0  # with the neighbours, whose mean it lifts
     assert background.is_all_of(plane_of(pixels)) == (shown / pixels.size < EMPTY)
 
 
