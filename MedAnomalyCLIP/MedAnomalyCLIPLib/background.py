@@ -58,8 +58,9 @@ class Background:
         if self._shown(plane, coarse).sum() >= EMPTY * plane.valid.size:  # as nearly all planes, told at once
             return False
         # Single pixels of noise stand out, and in a small slice enough of them; with their neighbours none.
-        grey = uniform_filter(_grey(plane.pixels, plane.pixels.ndim == 3, plane.units), 3)
-        return float((self._stands_out(grey) & plane.valid).mean()) < EMPTY
+        grey = _grey(plane.pixels, plane.pixels.ndim == 3, plane.units)
+        grey = np.where(np.isfinite(grey), grey, self.value)  # else one pixel would spoil its row
+        return float((self._stands_out(uniform_filter(grey, 3)) & plane.valid).mean()) < EMPTY
 
     def anatomy_share(self, plane: SlicePlane) -> float:
         """Share of a plane's pixels that differ from the background, from 0 to 1."""
@@ -77,7 +78,8 @@ class Background:
 
 def _grey(pixels: np.ndarray, colour: bool, units: str) -> np.ndarray:
     """float32, colours averaged."""
-    grey = pixels.astype(np.float32)
+    with np.errstate(over="ignore"):
+        grey = pixels.astype(np.float32)
     if colour:
         grey = grey.mean(axis=-1)
     return np.maximum(grey, _AIR) if units == "HU" else grey

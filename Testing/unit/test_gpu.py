@@ -410,6 +410,9 @@ def test_a_slice_is_empty_by_all_its_pixels_but_single_ones(single, side, seed):
     pixels[row : row + side, column : column + side] = 1000
     shown = (side + 2) ** 2 if side else 0  # with the neighbours, whose mean it lifts
     assert background.is_all_of(plane_of(pixels)) == (shown / pixels.size < EMPTY)
+    unknown = pixels.astype(np.float32)
+    unknown[:, 0] = np.nan
+    assert background.is_all_of(plane_of(unknown)) == background.is_all_of(plane_of(pixels))
 
 
 def test_windows_of_one_rule_are_found_on_the_device():

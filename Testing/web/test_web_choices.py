@@ -31,7 +31,8 @@ def detectors(tmp_path):
     """A folder with a detector of the reader's, the bundled one under a name and threshold of its own."""
     shutil.copytree(default_bundle_path(), tmp_path / "detectors" / "ours")
     manifest = tmp_path / "detectors" / "ours" / MANIFEST
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "name": "Ours", "threshold": 0.97}))
+    changes = {"name": "Ours", "version": "7", "threshold": 0.97}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **changes}))
     damaged = tmp_path / "detectors" / "damaged"
     damaged.mkdir()
     (damaged / MANIFEST).write_text("{}")
@@ -61,7 +62,7 @@ def test_a_detector_of_the_readers_own_is_chosen(start_server, open_page, head_f
     reader.choose("detector", "damaged (cannot be used)")
     reader.wait_for_text("message", "bundle.json")
     assert "Bundled detector" in reader.text("detector")
-    reader.choose("detector", "Ours 2")
+    reader.choose("detector", "Ours 7")
     reader.page.get_by_role("button", name="Reset").wait_for()
     reader.click("detect-button")
     reader.wait_for_text("result-line", "Detector: Ours")
