@@ -24,6 +24,7 @@ TESTING = Path(__file__).parents[1]
 KILLS = 100 if LONG else 2  # of each command
 SLICES = 2000 if LONG else 80
 GROWTH = 8 * 2**20  # bytes; an allocator's own ups and downs are about a tenth of it
+RECORD = 12 * 2**10  # bytes of a slice in the manifest, which keeps it; of noise it has many candidates
 
 
 @pytest.mark.timeout(0 if LONG else 300)
@@ -63,6 +64,6 @@ def test_memory_does_not_grow_with_the_number_of_slices(tiny_bundle, tmp_path):
         results.close()
     if LONG:
         print(f"\n{SLICES} slices: resident memory {last / 2**20:+.1f} MiB, at most {most / 2**20:+.1f} MiB")
-    assert most < GROWTH
+    assert most < GROWTH + SLICES * RECORD
     assert threading.active_count() <= threads
     assert len(writer.manifest["slices"]) == SLICES
