@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from MedAnomalyCLIPLib.datasets import ImageRecord
 from MedAnomalyCLIPLib.detectors.specification import (
@@ -109,6 +111,31 @@ def test_a_packed_set_that_is_damaged_is_refused(images, tmp_path):
     for name in ("cut", "hurt", "missing"):
         with pytest.raises(DatasetInvalid, match=name):
             read_packed_set(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("notes", "arrays"),
+    [
+        ({"side": str(10**9)}, {}),
+        ({"side": "0"}, {}),
+        ({"records": "[]"}, {}),
+        ({"records": "[1]"}, {}),
+        ({"records": "[" * 10**5}, {}),
+        ({}, {"outlined": np.array([4, 5, 6, 99])}),
+        ({}, {"outlined": np.array([4])}),
+        ({}, {"pictures lengths": np.full(12, -5)}),
+        ({}, {"pictures lengths": np.full(13, 9)}),
+        ({}, {"inner": np.ones(3, np.float32)}),
+    ],
+)
+def test_a_packed_set_that_contradicts_itself_is_refused(images, tmp_path, notes, arrays):
+    file = tmp_path / "set.safetensors"
+    write_packed_set(file, images)
+    with safe_open(file, "np") as stored:
+        told, tensors = stored.metadata(), {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    save_file({**tensors, **arrays}, file, metadata={**told, **notes})
+    with pytest.raises(DatasetInvalid, match="no packed training set"):
+        read_packed_set(file)
 
 
 def test_what_is_painted_is_abnormal_and_masked_and_what_is_not_is_neither(images):

@@ -26,6 +26,8 @@ from .anomaly_batches import AnomalyImages
 
 QUALITY = 84
 _FORMAT = "MedAnomalyCLIP training set 1"
+_LARGEST_SIDE = 4096
+_DAMAGE = (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError)
 
 
 def write_packed_set(path: Path, images: AnomalyImages, quality: int = QUALITY) -> None:
@@ -74,15 +76,18 @@ def read_packed_set(path: Path) -> AnomalyImages:
                 raise ValueError("it has another format")
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         side, records = int(notes["side"]), [_record(told) for told in json.loads(notes["records"])]
+        places = arrays["outlined"].tolist()
+        if not len(records) == len(arrays["pictures lengths"]) == len(arrays["inner"]):
+            raise ValueError("its parts differ in number")
+        if not 0 < side <= _LARGEST_SIDE or not all(0 <= place < len(records) for place in places):
+            raise ValueError("its numbers are out of range")
         pictures = np.empty((len(records), 3, side, side), np.uint8)
         for number, picture in _decoded(arrays, "pictures", "RGB", side):
             pictures[number] = picture.transpose(2, 0, 1)
-        places = arrays["outlined"].tolist()
-        masks = {places[n]: mask > 0 for n, mask in _decoded(arrays, "masks", "L", side)}
-        if not len(records) == len(arrays["pictures lengths"]) == len(arrays["inner"]):
-            raise ValueError("its parts differ in number")
+        decoded = _decoded(arrays, "masks", "L", side)
+        masks = {place: mask > 0 for place, (_, mask) in zip(places, decoded, strict=True)}
         return AnomalyImages(records, pictures, masks, arrays["inner"])
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except (*_DAMAGE, Image.DecompressionBombError) as error:
         raise DatasetInvalid(f"{path.name} is no packed training set that can be read: {error}") from error
 
 
