@@ -40,9 +40,9 @@ sys.path[:0] = [str(TESTING), str(TESTING.parent / "MedAnomalyCLIP")]
 
 import torch  # noqa: E402
 
-from benchmarks.peers import MEAN, STD  # noqa: E402
+from benchmarks.ours import random_manifest  # noqa: E402
 from MedAnomalyCLIPLib import cuda  # noqa: E402
-from MedAnomalyCLIPLib.bundle import FORMAT, Bundle, BundleManifest, default_bundle_path  # noqa: E402
+from MedAnomalyCLIPLib.bundle import Bundle, default_bundle_path  # noqa: E402
 from MedAnomalyCLIPLib.clip.importing import import_open_clip  # noqa: E402
 from MedAnomalyCLIPLib.clip.specification import TowerSpec  # noqa: E402
 from MedAnomalyCLIPLib.detection import SliceDetector  # noqa: E402
@@ -50,7 +50,6 @@ from MedAnomalyCLIPLib.detectors.detector import AnomalyDetector  # noqa: E402
 from MedAnomalyCLIPLib.detectors.specification import DetectorSpec  # noqa: E402
 from MedAnomalyCLIPLib.device_preprocess import DevicePreprocessor  # noqa: E402
 from MedAnomalyCLIPLib.geometry import cut_slices  # noqa: E402
-from MedAnomalyCLIPLib.preprocess import STANDARD_WINDOWS, PreprocessSpec  # noqa: E402
 from MedAnomalyCLIPLib.runtime import select_precision, usable_cores  # noqa: E402
 from MedAnomalyCLIPLib.torch_network import TorchNetwork  # noqa: E402
 from MedAnomalyCLIPLib.volume import Volume  # noqa: E402
@@ -213,17 +212,7 @@ def make(bench: Bench) -> dict[str, str]:
     taps = tuple(depth * tap // 4 for tap in range(1, 5))
     spec = DetectorSpec(TowerSpec(bench.arguments.model, bench.arguments.input, taps))
     module = random_weights(spec, bench.device)
-    manifest = BundleManifest(
-        format=FORMAT,
-        name=f"{bench.arguments.model} with random weights",
-        version="1",
-        description="Random weights, to measure time",
-        licence="none",
-        detector=spec,
-        preprocess=PreprocessSpec(bench.arguments.input, MEAN, STD, dict(STANDARD_WINDOWS)),
-        threshold=0.5,
-    )
-    large = Bundle(bench.arguments.out, manifest, "")
+    large = Bundle(bench.arguments.out, random_manifest(spec), "")
     bench.made[LARGE] = large, module
     quick = copy.deepcopy(module)
     for block in quick.tower.visual.transformer.resblocks:

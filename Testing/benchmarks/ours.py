@@ -54,6 +54,20 @@ def tower_alone(detector: SliceDetector) -> Work:
     return work
 
 
+def random_manifest(spec: DetectorSpec) -> BundleManifest:
+    """What is said of a detector with random weights."""
+    return BundleManifest(
+        format=FORMAT,
+        name=f"{spec.tower.model} with random weights",
+        version="1",
+        description="Random weights, to measure time",
+        licence="none",
+        detector=spec,
+        preprocess=PreprocessSpec(spec.tower.image_size, MEAN, STD, dict(STANDARD_WINDOWS)),
+        threshold=0.5,
+    )
+
+
 def random_detector(
     folder: Path, model: str, side: int, taps: tuple[int, ...]
 ) -> Callable[[str], SliceDetector]:
@@ -67,17 +81,7 @@ def random_detector(
     torch.manual_seed(0)
     detector = AnomalyDetector(spec)
     detector.text_bank.copy_(torch.nn.functional.normalize(torch.randn_like(detector.text_bank), dim=-1))
-    manifest = BundleManifest(
-        format=FORMAT,
-        name=f"{model} with random weights",
-        version="1",
-        description="Random weights, to measure time",
-        licence="none",
-        detector=spec,
-        preprocess=PreprocessSpec(side, MEAN, STD, dict(STANDARD_WINDOWS)),
-        threshold=0.5,
-    )
-    save_bundle(folder, manifest, detector, "# Random weights\n")
+    save_bundle(folder, random_manifest(spec), detector, "# Random weights\n")
     return lambda way: load(way, folder)
 
 

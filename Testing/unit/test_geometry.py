@@ -8,11 +8,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from MedAnomalyCLIPLib import resampling
+from MedAnomalyCLIPLib.background import EMPTY, Background
 from MedAnomalyCLIPLib.errors import GeometryRefused, InvalidRequest
 from MedAnomalyCLIPLib.geometry import (
+    SlicePlane,
     acquisition_axis,
     cut_plane,
     cut_slice,
+    cut_slices,
     place_in_volume,
     resolve_axis,
     slice_count,
@@ -275,3 +278,43 @@ def test_a_pixel_position_survives_the_way_to_the_patient_and_back(case, column,
     size, matrix, view = case
     plane = cut_plane(Volume(empty(size), matrix), view)
     assert plane.to_pixel(plane.to_ras(column, row)) == pytest.approx((column, row), abs=1e-6)
+
+
+def test_slices_cut_in_a_row_are_those_cut_one_by_one():
+    generator = np.random.default_rng(3)
+    turned, _ = np.linalg.qr(generator.normal(size=(3, 3)))
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = turned * [0.7, 1.1, 3.0], [5, -3, 40]
+    volume = Volume(generator.integers(0, 99, (4, 5, 6)), matrix)
+    for axis in range(3):
+        for plane, index in zip(cut_slices(volume, axis, [3, 0, 2]), [3, 0, 2], strict=True):
+            alone = cut_slice(volume, axis, index)
+            assert (plane.aligned, plane.description) == (alone.aligned, alone.description)
+            assert np.array_equal(plane.ijk_to_ras, alone.ijk_to_ras)
+            assert np.array_equal(plane.pixels, alone.pixels)
+            # The first pixel's place, by the volume's own matrix.
+            ijk = np.argwhere(volume.voxels == plane.pixels[0, 0])[:, ::-1]
+            places = ijk @ matrix[:3, :3].T + matrix[:3, 3]
+            assert np.isclose(places, plane.ijk_to_ras[:3, 3], atol=1e-9).all(axis=1).any()
+
+
+def shown_in(pixels):
+    return SlicePlane(pixels, np.eye(4), np.ones(pixels.shape, bool))
+
+
+@bounded
+@given(single=st.integers(0, 40), side=st.integers(0, 8), seed=st.integers(0, 1000))
+def test_a_slice_is_empty_by_all_its_pixels_but_single_ones(single, side, seed):
+    pixels = np.zeros((400, 500), np.uint16)
+    random = np.random.default_rng(seed)
+    pixels.flat[random.choice(pixels.size, single, replace=False)] = 250
+    background = Background(0.0, 100.0)
+    assert background.is_all_of(shown_in(pixels))
+    row, column = random.integers(10, 380, 2)
+    pixels[:] = 0
+    pixels[row : row + side, column : column + side] = 1000
+    shown = (side + 2) ** 2 if side else 0  # with the neighbours, whose mean it lifts
+    assert background.is_all_of(shown_in(pixels)) == (shown / pixels.size < EMPTY)
+    unknown = pixels.astype(np.float32)
+    unknown[:, 0] = np.nan
+    assert background.is_all_of(shown_in(unknown)) == background.is_all_of(shown_in(pixels))
