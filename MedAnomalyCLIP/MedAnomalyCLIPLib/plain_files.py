@@ -23,6 +23,14 @@ class BoundedFile(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; not so where no file can have that name, or none may be looked for."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def read_small_file(path: Path, largest: int) -> bytes:
     """The content of a file that is read whole.
 
@@ -30,7 +38,10 @@ def read_small_file(path: Path, largest: int) -> bytes:
         OSError: it is missing, no ordinary file (a pipe or a device may never end), or longer than `largest`.
     """
     if not path.is_file():
-        path.stat()  # says that it is missing, or may not be looked at
+        try:
+            path.stat()  # says that it is missing, or may not be looked at
+        except ValueError as error:
+            raise OSError(0, "no file can have that name") from error
         raise OSError(0, "it is a folder, a pipe or a device")
     with path.open("rb") as file:
         content = file.read(largest + 1) if path.stat().st_size <= largest else bytes(largest + 1)

@@ -272,6 +272,14 @@ class TestChecking:
         records[3].path.unlink()
         assert kinds(check_records(records))["image missing"] == ("Brain_AD/train/good/img/n3.png",)
 
+    def test_an_image_that_no_file_can_be_called_is_missing(self, bmad):
+        record, *others = read_dataset(bmad)
+        nameless = replace(record, path=record.path.with_name("x" * 5000))
+        masked = replace(others[0], mask=record.path.with_name("y" * 5000), abnormal=True)
+        found = kinds(check_records([nameless, masked, *others[1:]]))
+        assert found["image missing"][0].endswith("xxx")
+        assert found["mask missing"][0].endswith("yyy")
+
     @pytest.mark.parametrize("missing", ["good", "Ungood"])
     def test_a_test_split_with_one_class_is_no_test(self, bmad, missing):
         records = [r for r in read_dataset(bmad / "Brain_AD") if missing not in r.path.parts]

@@ -212,6 +212,13 @@ def test_a_base_lies_beside_its_recipe_and_does_not_stand_on_it(tmp_path):
         read_recipe(tmp_path / "high")
 
 
+@pytest.mark.parametrize("name", ["nu\0l", "x" * 5000])
+def test_a_base_that_no_file_can_be_called_is_refused(tmp_path, name):
+    (tmp_path / "mine.json").write_text(json.dumps({"base": name}))
+    with pytest.raises(InvalidRequest, match="neither a file that can be read"):
+        read_recipe(tmp_path / "mine.json")
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"[" * 100_000, b"= 3"])
 @pytest.mark.parametrize("suffix", [".toml", ".json", ""])
 def test_a_recipe_that_is_none_is_refused_by_name(content, suffix, tmp_path):

@@ -207,6 +207,18 @@ def test_a_damaged_checkpoint_is_refused(tiny_tower, tmp_path):
         load_checkpoint(tmp_path / "c.safetensors", {"student": student}, optimizer)
 
 
+@pytest.mark.parametrize("taken", [-1e4, float("nan"), 3e38])
+def test_a_checkpoint_of_steps_that_cannot_be_is_refused(tmp_path, taken):
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    next(iter(optimizer.state.values()))["step"].fill_(taken)
+    save_checkpoint(tmp_path / "c.safetensors", {"module": module}, optimizer, {"step": 1})
+    with pytest.raises(UnreadableImage, match="has not taken"):
+        load_checkpoint(tmp_path / "c.safetensors", {"module": module}, optimizer)
+
+
 def made_up_data(folder):
     """Twelve pictures in three splits, half of them with an outlined bright square."""
     rng = np.random.default_rng(0)

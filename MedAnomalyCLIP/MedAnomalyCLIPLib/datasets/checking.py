@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..bundle import file_sha256
 from ..errors import Cancelled, DatasetInvalid, MedAnomalyCLIPError
+from ..plain_files import is_file
 from .planes import read_mask, read_record_volume
 from .records import ImageRecord
 
@@ -109,7 +110,7 @@ def check_records(
         if is_cancelled is not None and is_cancelled():
             raise Cancelled(f"Stopped after {done - 1} of {len(files)} files")
         with suppress(OSError):  # of what cannot be read, `_check_file` tells
-            if path.is_file():
+            if is_file(path):
                 hashes[file_sha256(path)].append(path)
         _check_file(shown, faults)
         if on_progress is not None:
@@ -164,7 +165,7 @@ class _Faults:
 def _check_file(records: Sequence[ImageRecord], faults: _Faults) -> None:
     """One image file, a volume perhaps, and the mask of each record that it has."""
     path = records[0].path
-    if not path.is_file():
+    if not is_file(path):
         faults.add("image missing", path)
         return
     try:
@@ -183,7 +184,7 @@ def _check_file(records: Sequence[ImageRecord], faults: _Faults) -> None:
 
 
 def _check_mask(record: ImageRecord, path: Path, shape: tuple[int, ...], faults: _Faults) -> None:
-    if not path.is_file():
+    if not is_file(path):
         faults.add("mask missing", path)
         return
     try:

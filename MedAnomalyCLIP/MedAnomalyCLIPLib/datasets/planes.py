@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import DatasetInvalid, GeometryRefused, UnreadableImage
 from ..geometry import SlicePlane, acquisition_axis, cut_slice
+from ..plain_files import is_file
 from ..volume import Volume, header_modality, read_volume
 from .records import ImageRecord, modality_family
 
@@ -74,7 +75,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 def _stamp(path: Path) -> tuple[int, int]:
     """What tells that a file has changed since it was kept."""
-    if not path.is_file():
+    if not is_file(path):
         return 0, 0
     status = path.stat()
     return status.st_mtime_ns, status.st_size

@@ -16,6 +16,7 @@ from ..errors import InvalidRequest, UnreadableImage
 from ..tensor_file import write_tensors
 
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of Adam and AdamW
+_MOST_STEPS = 1e12  # powers of these are numbers
 
 
 def save_checkpoint(
@@ -91,3 +92,5 @@ def _check_moments(moments: Mapping[int, Mapping[str, Tensor]], optimizer: Optim
         shapes = {found["exp_avg"].shape, found["exp_avg_sq"].shape, parameters[index].shape}
         if len(shapes) > 1 or found["step"].numel() != 1:
             raise ValueError(f"the optimizer's state of parameter {index} has another shape")
+        if not 0 <= float(found["step"]) <= _MOST_STEPS:
+            raise ValueError(f"the optimizer has not taken {float(found['step']):g} steps")

@@ -326,14 +326,14 @@ def _read(config: str | Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = RECIPES / f"{config}.toml" if str(config) in _shipped_names() else Path(config)
     if above:
         path = above[-1].parent / path  # no more than `path` where that is absolute
-    if path.resolve() in above:
-        raise InvalidRequest(f"{path.name} stands on itself; its base must be another recipe")
     try:
         data = read_small_file(path, _LONGEST)
     except OSError as error:
         raise InvalidRequest(
             f"{config} is neither a file that can be read nor one of {', '.join(_shipped_names())}"
         ) from error
+    if path.resolve() in above:
+        raise InvalidRequest(f"{path.name} stands on itself; its base must be another recipe")
     kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
         settings = parse(data.decode("utf-8-sig"))
