@@ -128,8 +128,10 @@ class MedAnomalyCLIPWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self):
         self.initializeParameterNode()
+        self._setup.enter()
 
     def exit(self):
+        self._setup.exit()
         self.setParameterNode(None)
 
     def cleanup(self):

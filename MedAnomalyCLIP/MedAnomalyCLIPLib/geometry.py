@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -136,9 +138,6 @@ def cut_slice(volume: Volume, axis: int, index: int) -> SlicePlane:
 def cut_slices(volume: Volume, axis: int, indices: Iterable[int]) -> Iterator[SlicePlane]:
     """Cut slices one after the other as `cut_slice` does; what they have in common is worked out once."""
     count = slice_count(volume, axis)
-    right, down = _READING_ORIENTATION[_view_of_axes(volume)[axis]]
-    perpendicular = _in_plane_axes_are_perpendicular(volume, axis)
-    slices: _AlignedSlices | None = None
     for index in indices:
         if isinstance(index, bool) or not isinstance(index, (int, np.integer)) or not 0 <= index < count:
             raise InvalidRequest(f"There is no slice {index} along {AXES[axis]}; choose 0 to {count - 1}")
@@ -147,11 +146,12 @@ def cut_slices(volume: Volume, axis: int, indices: Iterable[int]) -> Iterator[Sl
                 "The image is under a non-linear transform, so its slices are curved in the patient; "
                 "take the plane of a slice view instead, or remove or harden the transform"
             )
-        if perpendicular:
-            slices = slices or _AlignedSlices.of(volume, axis, right, down)
-            yield slices.take(int(index))
+        reading = _reading(volume, axis)
+        if reading.slices is not None:
+            yield reading.slices.take(volume, int(index))
         else:
-            yield _resampled_plane(volume, _frame_of_slice(volume, axis, int(index), right, down))
+            frame = _frame_of_slice(volume, axis, int(index), reading.right, reading.down)
+            yield _resampled_plane(volume, frame)
 
 
 def cut_plane(volume: Volume, slice_to_ras: np.ndarray) -> SlicePlane:
@@ -183,7 +183,7 @@ def cut_plane(volume: Volume, slice_to_ras: np.ndarray) -> SlicePlane:
     if not -0.5 - _TIE <= position <= last + 0.5 + _TIE:
         raise missed(volume)
     index = min(max(math.floor(position + 0.5), 0), last)
-    return _AlignedSlices.of(volume, axis, frame.right, frame.down).take(index)
+    return _AlignedSlices.of(volume, axis, frame.right, frame.down).take(volume, index)
 
 
 def to_slab(aligned: AlignedSlice, image: np.ndarray) -> np.ndarray:
@@ -369,13 +369,11 @@ class _AlignedSlices:
     """The slices along a voxel axis, all turned in the same way; what they share is found once for all.
 
     Attributes:
-        volume: the image.
         turned: how, with the index of the first slice.
         grid: 4x4 pixel-to-RAS matrix of that.
         view: name of the view that they show.
     """
 
-    volume: Volume
     turned: AlignedSlice
     grid: np.ndarray
     view: str
@@ -384,10 +382,10 @@ class _AlignedSlices:
     def of(cls, volume: Volume, axis: int, right: np.ndarray, down: np.ndarray) -> _AlignedSlices:
         turned = _nearest_turn(volume, axis, 0, right, down)
         view = view_name(volume, axis) if volume.spacing_known else "Image"
-        return cls(volume, turned, _grid_of(volume, turned), view)
+        return cls(turned, _grid_of(volume, turned), view)
 
-    def take(self, index: int) -> SlicePlane:
-        volume, aligned = self.volume, replace(self.turned, index=index)
+    def take(self, volume: Volume, index: int) -> SlicePlane:
+        aligned = replace(self.turned, index=index)
         pixels = _slab(volume.voxels, aligned.axis, index)
         if aligned.transpose:
             pixels = pixels.swapaxes(0, 1)
@@ -407,6 +405,33 @@ class _AlignedSlices:
             spacing_known=volume.spacing_known,
             background=volume.background,
         )
+
+
+class _Reading(NamedTuple):
+    """How slices along a voxel axis are read.
+
+    Attributes:
+        right, down: (3,) where columns and rows should go.
+        slices: as near to that as quarter turns and flips come; None where axes are not perpendicular.
+    """
+
+    right: np.ndarray
+    down: np.ndarray
+    slices: _AlignedSlices | None
+
+
+_readings: WeakKeyDictionary[Volume, dict[int, _Reading]] = WeakKeyDictionary()
+
+
+def _reading(volume: Volume, axis: int) -> _Reading:
+    """Worked out once for each volume and axis: slice after slice is cut while a reader waits."""
+    known = _readings.setdefault(volume, {})
+    if axis not in known:
+        right, down = _READING_ORIENTATION[_view_of_axes(volume)[axis]]
+        perpendicular = _in_plane_axes_are_perpendicular(volume, axis)
+        slices = _AlignedSlices.of(volume, axis, right, down) if perpendicular else None
+        known[axis] = _Reading(right, down, slices)
+    return known[axis]
 
 
 def _resampled_plane(volume: Volume, frame: Frame) -> SlicePlane:

@@ -29,6 +29,7 @@ Choice = tuple[str, str, str]
 
 _SPEEDS_SETTING = "MedAnomalyCLIP/Speeds"
 _WHEELS_SETTING = "MedAnomalyCLIP/FolderOfWheels"
+WARM_UP_AFTER_MS = 200  # when the panel has been drawn
 
 
 class SetupSection:
@@ -64,6 +65,9 @@ class SetupSection:
         ui.installButton.connect("clicked(bool)", self._install_clicked)
         ui.measureButton.connect("clicked(bool)", self._measure_clicked)
         ui.deleteDownloadsButton.connect("clicked(bool)", self._delete_clicked)
+        self._warm_up_timer = qt.QTimer()
+        self._warm_up_timer.singleShot = True
+        self._warm_up_timer.connect("timeout()", self._warm_up)
         self.update(fold=True)
         # When the panel is there: installing takes minutes.
         self._resume_timer = qt.QTimer()
@@ -72,7 +76,19 @@ class SetupSection:
         if installation_pending():
             self._resume_timer.start(0)
 
+    def enter(self) -> None:
+        """The panel is shown: soon load the bundled detector, so that the first click need not wait for it.
+
+        Python holds the main thread while large packages are imported; now the reader does nothing yet.
+        """
+        self._warm_up_timer.start(WARM_UP_AFTER_MS)
+
+    def exit(self) -> None:
+        """Another module is shown: what was not begun is not wanted any more."""
+        self._warm_up_timer.stop()
+
     def close(self) -> None:
+        self._warm_up_timer.stop()
         self._resume_timer.stop()
         self._measuring.stop()
 
@@ -164,6 +180,12 @@ class SetupSection:
             self._log(str(error))
         finally:
             self.update(fold=True)
+            self.enter()
+
+    def _warm_up(self) -> None:
+        folder, device, precision = self._chosen()
+        if self.readiness and not folder:  # others may be large, and are loaded when they are used
+            self._logic.warmUp(device=device, precision=precision)
 
     def _measure_clicked(self) -> None:
         choice = folder, device, precision = self._chosen()

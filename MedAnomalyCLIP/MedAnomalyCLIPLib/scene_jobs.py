@@ -138,7 +138,7 @@ class VolumeJobs:
 
     def poll(self) -> bool:
         """One short step; whether there is more to do."""
-        self._step_refreshes(_REFRESH_SECONDS)
+        self._step_refreshes(_REFRESH_SECONDS if self._job is None else _REFRESH_SECONDS / 2)
         if self._job is not None:
             self._step_job(self._job)
         return self._job is not None or bool(self._refreshes)

@@ -75,6 +75,15 @@ class SetupLogic(LogicBase):
 
         return Installer(self.installEnvironment, tell).resume()
 
+    def warmUp(
+        self, detector: Path | str = "", device: str = "auto", precision: str = "auto"
+    ) -> Future[None]:
+        """Load a detector on the worker before it is asked for, so that the first slice need not wait for it.
+
+        What goes wrong is told by the future returned, and again by the first detection.
+        """
+        return self._workerThread().use(*self._detectorOf(detector, device, precision), lambda _loaded: None)
+
     def measureSpeed(
         self, detector: Path | str = "", device: str = "auto", precision: str = "auto"
     ) -> Future[Speed]:

@@ -65,6 +65,7 @@ class VolumeMap:
         self.grid = ijk_to_local(node)
         self._told = node.GetAttribute(_SLICES) or "[]"
         self.rows = {record["index"]: SliceRow.from_record(record) for record in json.loads(self._told)}
+        self._held: Volume | None = None  # of its voxels; what slices have in common is worked out once
         self._unfinished: tuple[float, bool] | None = None  # what slices that await a refresh may still show
 
     @classmethod
@@ -242,9 +243,7 @@ class VolumeMap:
             index: of a slice in `rows`.
             volume: where the plane's pixels come from; None for a plane without an image.
         """
-        stored = slicer.util.arrayFromVolume(self.node)
-        known = recorded(self.node, "SpacingKnown") != "False"
-        plane = cut_slice(Volume(stored, self.grid, spacing_known=known), self.axis, index)
+        plane = cut_slice(self._stored(), self.axis, index)
         values, valid = from_stored(plane.pixels)
         row = self.rows[index]
         if volume is None:
@@ -265,6 +264,15 @@ class VolumeMap:
             is_empty=row.empty,
             min_area_mm2=self.min_area_mm2,
         )
+
+    def _stored(self) -> Volume:
+        """The map's own voxels."""
+        voxels = slicer.util.arrayFromVolume(self.node)
+        held = self._held
+        if held is None or held.voxels.shape != voxels.shape or not np.shares_memory(held.voxels, voxels):
+            known = recorded(self.node, "SpacingKnown") != "False"
+            held = self._held = Volume(voxels, self.grid, spacing_known=known)
+        return held
 
     def _cut_image(self, volume: Volume, index: int) -> SlicePlane:
         if tuple(self.node.GetImageData().GetDimensions()) != volume.size:

@@ -60,6 +60,12 @@ def fresh_settings(slicer_application: Any, tmp_path: Path, monkeypatch: pytest.
     return tmp_path / "settings"
 
 
+@pytest.fixture(autouse=True)
+def no_warm_up(slicer_application: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is loaded ahead, so that a test sees each loading where it asks for it."""
+    monkeypatch.setattr("MedAnomalyCLIPLib.panel_setup.WARM_UP_AFTER_MS", 10**8)
+
+
 @pytest.fixture
 def detector() -> Any:
     from harness.fake_detector import BrightnessDetector

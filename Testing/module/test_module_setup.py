@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -326,3 +327,97 @@ def test_setting_up_from_the_console_goes_through_the_same_installer(panel, with
     assert did == [("monai>=1.4",)]
     assert isinstance(state, Readiness)
     assert state
+
+
+@pytest.fixture
+def loaded(panel, detector, monkeypatch):
+    """Folders of the detectors that were loaded; the panel loads ahead at once."""
+    monkeypatch.setattr("MedAnomalyCLIPLib.panel_setup.WARM_UP_AFTER_MS", 0)
+    folders = []
+    panel.logic.detectorFactory = lambda folder, **_options: folders.append(folder) or detector
+    return folders
+
+
+def test_the_bundled_detector_is_loaded_when_the_panel_is_shown_and_then_used(
+    panel, head, loaded, detector, wait, detect
+):
+    panel.enter()
+    wait(lambda: loaded)
+    assert not panel.logic.isRunning()
+    assert panel.ui.detectButton.enabled
+    detect()
+    assert loaded == [""]
+    assert len(detector.threads) == 1
+
+
+@pytest.mark.parametrize("chosen", [{"device": "cpu"}, {"precision": "float32"}])
+def test_it_is_loaded_as_it_will_be_used(panel, head, detector, loaded, wait, detect, chosen):
+    options = []
+    panel.logic.detectorFactory = lambda *told, **named: options.append((told, named)) or detector
+    for name, value in chosen.items():
+        setattr(panel.parameters(), name, value)
+    panel.enter()
+    wait(lambda: options)
+    detect()
+    assert len(options) == 1
+    assert {**dict(zip(("folder", "device"), options[0][0], strict=False)), **options[0][1]} == {
+        "folder": "",
+        **chosen,
+    }
+
+
+def test_nothing_is_loaded_ahead_when_the_panel_was_left(panel, loaded):
+    panel.enter()
+    panel.exit()
+    time_passes()
+    assert loaded == []
+
+
+def test_other_detectors_are_loaded_when_they_are_used(panel, head, loaded, tiny_bundle):
+    panel.onDetectorChosen(str(tiny_bundle.folder))
+    panel.enter()
+    assert panel.parameters().detector == str(tiny_bundle.folder)
+    time_passes()
+    assert loaded == []
+
+
+def test_nothing_is_loaded_ahead_without_its_packages(without_monai, panel, loaded):
+    panel.enter()
+    time_passes()
+    assert loaded == []
+
+
+def test_what_was_installed_is_loaded(without_monai, panel, install, loaded, wait):
+    install.works = without_monai
+    panel.ui.installLightButton.click()
+    wait(lambda: loaded)
+
+
+def test_a_detector_that_cannot_be_loaded_is_told_by_the_first_detection(
+    panel, head, detect, wait, monkeypatch
+):
+    monkeypatch.setattr("MedAnomalyCLIPLib.panel_setup.WARM_UP_AFTER_MS", 0)
+    tried = []
+
+    def fail(folder):
+        tried.append(folder)
+        raise DependencyMissing("onnxruntime is broken")
+
+    panel.logic.detectorFactory = fail
+    panel.enter()
+    wait(lambda: tried)
+    time_passes()
+    assert panel.ui.messageLabel.text == ""
+    detect()
+    assert len(tried) == 2
+    assert panel.ui.messageLabel.text == "onnxruntime is broken"
+
+
+def time_passes():
+    """As much as timers of no delay need, and the worker after them."""
+    from harness.pythonqt import application
+
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        application.processEvents()
+        time.sleep(0.005)
