@@ -26,12 +26,13 @@ BIN  := $(VENV)/bin
 WEB_VENV := .venv-web
 WEB_BIN  := $(WEB_VENV)/bin
 # One pip command for the whole environment: with torch installed before, pip would replace it.
-PIP := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Python compiles what is used when it is first used, which is a part of it.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 INSTALL := $(BIN)/python $(PIP)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help detect web batch pacs test package clean
+.PHONY: help detect web batch pacs test checks web-if-possible package clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -86,12 +87,18 @@ pacs: $(VENV)/.for-batch
 
 # The environment of the page cannot be had everywhere; its tests say so then.
 test: $(VENV)/.for-test
-	-@$(MAKE) --no-print-directory $(WEB_VENV)/.for-web
+	@$(MAKE) --no-print-directory --jobs 2 checks web-if-possible
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+checks: $(VENV)/.for-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium MedAnomalyCLIP
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# The tests of the page in the browser are skipped without it.
+web-if-possible: $(VENV)/.for-test
+	-@$(MAKE) --no-print-directory $(WEB_VENV)/.for-web
 
 # Python alone is enough: nothing is compiled, nothing installed.
 package:

@@ -4,13 +4,13 @@
     python Testing/benchmarks/main_thread.py --slices 200 --side 512 --json figures.json
 
 The real panel on Slicer's own libraries, with the bundled detector on its worker, which loads it as soon as
-the panel is shown, goes through a made-up head: one slice, all slices until Cancel after a third of them, the rest, another threshold, saving as .mrb,
-closing, reading, another threshold. A turn is what the main thread does between two looks at its events: a
-click, a timer's step, an observer's work. It counts with all that it waits for: other programs on a busy
-machine, a worker that holds Python's lock, Python's collector of garbage, whose full runs are told apart.
-Beside it stand its own processor time, and the time that Slicer's slice views then need to follow. Saving and
-reading are Slicer's own and told apart. Ends with 1 unless the scene holds what the library says of the same
-slices.
+the panel is shown, goes through a made-up head: one slice, all slices until Cancel after a third of them, the
+rest, another threshold, saving as .mrb, closing, reading, another threshold. A turn is what the main thread
+does between two looks at its events: a click, a timer's step, an observer's work. It counts with all that it
+waits for: other programs on a busy machine, a worker that holds Python's lock, Python's collector of garbage,
+whose full runs are told apart. Beside it stand its own processor time, and the time that Slicer's slice views
+then need to follow. Saving and reading are Slicer's own and told apart. Ends with 1 unless the scene holds
+what the library says of the same slices.
 """
 
 from __future__ import annotations
