@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UnsupportedImage
+from .plain_files import BoundedFile
 from .volume import RAS_FROM_LPS, InputSummary, Volume, assemble, check_size, reading
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _pages_unknown_to_pillow(path: Path) -> list[np.ndarray]:
     """Pages of a TIFF with a pixel type that Pillow lacks, for example 64-bit floats."""
     import tifffile
 
-    with _silenced("tifffile"), tifffile.TiffFile(path) as file:
+    with _silenced("tifffile"), BoundedFile(path) as content, tifffile.TiffFile(content) as file:
         pages = list(file.pages)
         if not pages or any(len(page.shape) != 2 or page.dtype is None for page in pages):
             raise UnsupportedImage(

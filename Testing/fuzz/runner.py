@@ -184,16 +184,19 @@ def child(name: str, seed: int, first: int, end: int, budget: float) -> None:
             if budget and time.monotonic() - started > budget:
                 break
             out.write(f"begin {index}\n")
-            faulthandler.dump_traceback_later(target.seconds, exit=True)
-            word, kind, detail = run_mutant(target, root, seed, index, watch)
-            faulthandler.cancel_dump_traceback_later()
+            word, kind, detail = run_mutant(target, root, seed, index, watch, target.seconds)
             out.write(f"{word} {index} {kind} {detail}"[:_LINE].replace("\n", " ") + "\n")
 
 
 def run_mutant(
-    target: Target, root: Path, seed: int, index: int, watch: _WriteWatch | None = None
+    target: Target,
+    root: Path,
+    seed: int,
+    index: int,
+    watch: _WriteWatch | None = None,
+    seconds: float | None = None,
 ) -> tuple[str, str, str]:
-    """("done", outcome, "") or ("found", kind of finding, detail)."""
+    """("done", outcome, "") or ("found", kind of finding, detail); ends the process after so many seconds."""
     from MedAnomalyCLIPLib.errors import MedAnomalyCLIPError
 
     folder, output = root / f"of {SECRET}", root / "output"
@@ -202,7 +205,7 @@ def run_mutant(
         place.mkdir()
     path = target.mutant(folder, np.random.default_rng([seed, index]))
     before = _listing(root)
-    with watch.watching(output) if watch else contextlib.nullcontext():
+    with watch.watching(output) if watch else contextlib.nullcontext(), _answer_within(seconds):
         try:
             target.look(path, output)
             word, kind, detail = "done", "read", ""
@@ -221,6 +224,18 @@ def run_mutant(
     if _listing(root) != before:
         return "found", "wrote", "files outside of the output folder changed"
     return word, kind, detail
+
+
+@contextlib.contextmanager
+def _answer_within(seconds: float | None) -> Iterator[None]:
+    """An alarm for the product alone: to make a mutant, a bomb above all, takes its own time."""
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        yield
+    finally:
+        if seconds is not None:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def _frames(error: BaseException) -> str:

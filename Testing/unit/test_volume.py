@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from MedAnomalyCLIPLib.errors import GeometryRefused, InvalidRequest, UnsupportedImage
+from MedAnomalyCLIPLib.errors import GeometryRefused, InvalidRequest, UnreadableImage, UnsupportedImage
 from MedAnomalyCLIPLib.volume import Volume, list_contents, read_volume
 from unit.images import PATIENT_NAME, ramp, write_dicom, write_nifti, write_volume
 
@@ -199,6 +201,22 @@ def test_a_tiff_whose_white_is_zero_is_turned_round(tmp_path, dtype):
     tifffile.imwrite(path, np.array([[0, 3]], dtype), photometric="miniswhite")
     highest = np.iinfo(dtype).max
     np.testing.assert_array_equal(read_volume(path).voxels[0], [[highest, highest - 3]])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_that_says_to_hold_gigabytes_takes_no_more_memory_than_there_is(tmp_path, compression):
+    path = tmp_path / "p.tif"
+    tifffile.imwrite(path, ramp(dtype=np.float64)[0], compression=compression)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["StripByteCounts"].overwrite(2**31 - 1)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UnreadableImage):
+            read_volume(path)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 2**25
 
 
 def test_pages_of_a_tiff_are_slices(tmp_path):
