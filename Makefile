@@ -30,6 +30,9 @@ WEB_BIN  := $(WEB_VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 INSTALL := $(BIN)/python $(PIP)
 
+# Files in their order: by themselves, files of few tests would come last, and those are the slow ones.
+PYTEST := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help detect web batch pacs test checks web-if-possible package clean
@@ -88,7 +91,7 @@ pacs: $(VENV)/.for-batch
 # The environment of the page cannot be had everywhere; its tests say so then.
 test: $(VENV)/.for-test
 	@$(MAKE) --no-print-directory --jobs 2 checks web-if-possible
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest $(PYTEST)
 
 checks: $(VENV)/.for-test
 	$(BIN)/ruff check .
