@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
+from pydicom.dataelem import DataElement
 from pydicom.uid import (
     ComprehensiveSRStorage,
     ComputedRadiographyImageStorage,
@@ -36,6 +37,7 @@ from MedAnomalyCLIPLib.errors import (
     DependencyMissing,
     GeometryRefused,
     InvalidRequest,
+    MedAnomalyCLIPError,
     NotDicom,
     OutputFailed,
 )
@@ -511,6 +513,18 @@ def test_a_header_that_says_too_little_is_refused_before_detection(elements, wor
     volume = read_volume(write_series(tmp_path / "in", **elements))
     with pytest.raises(NotDicom, match=words):
         ResultWriter(tmp_path / "out", volume, dicom=["segmentation"])
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
+def test_a_number_that_stands_where_a_name_would_is_refused(keyword, tmp_path):
+    folder = write_series(tmp_path / "in")
+    for path in folder.iterdir():
+        dataset = dcmread(path)
+        tag = dataset[keyword].tag
+        dataset[tag] = DataElement(tag, "PN", str(dataset[keyword].value))
+        dataset.save_as(path)
+    with pytest.raises(MedAnomalyCLIPError):
+        ResultWriter(tmp_path / "out", read_volume(folder), dicom=["segmentation"])
 
 
 def moved(matrix: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ and nowhere before, so that no patient's identity goes through the rest of the p
 from __future__ import annotations
 
 import logging
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,10 @@ _STATED = (
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
 _SEXES = ("M", "F", "O")
+_REFUSALS = (
+    *(ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError),
+    sqlite3.Error,
+)
 _PLACE = (
     *("FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient", "ImageOrientationPatient"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence"),
@@ -154,14 +159,15 @@ def silence() -> Iterator[None]:
 def making(what: str) -> Iterator[None]:
     """Turn highdicom's refusal of a source into one typed error, whose message quotes no header.
 
-    highdicom checks source headers as it copies from them, and raises Python's own errors.
+    highdicom checks source headers as it copies from them, and raises Python's own errors, and those of the
+    tables in which it keeps them.
     """
     try:
         with silence():
             yield
     except MedAnomalyCLIPError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
+    except _REFUSALS as error:
         raise NotDicom(
             f"No DICOM {what} can be made for this image: its header lacks, or contradicts, what the "
             f"standard asks of its kind ({type(error).__name__}). Leave this output out, or mend the header"
