@@ -184,7 +184,8 @@ class SetupSection:
 
     def _warm_up(self) -> None:
         folder, device, precision = self._chosen()
-        if self.readiness and not folder:  # others may be large, and are loaded when they are used
+        # Others may be large, and are loaded when they are used; a run keeps the one that it goes on with.
+        if self.readiness and not folder and not self._logic.isRunning():
             self._logic.warmUp(device=device, precision=precision)
 
     def _measure_clicked(self) -> None:

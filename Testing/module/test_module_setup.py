@@ -366,6 +366,21 @@ def test_it_is_loaded_as_it_will_be_used(panel, head, detector, loaded, wait, de
     }
 
 
+def test_a_run_keeps_its_detector_when_the_panel_is_shown_again(
+    panel, head, loaded, detector, tiny_bundle, wait
+):
+    panel.onDetectorChosen(str(tiny_bundle.folder))
+    detector.gate.clear()
+    panel.ui.detectButton.click()
+    panel.onDetectorChosen("")
+    panel.exit()
+    panel.enter()
+    time_passes()
+    detector.gate.set()
+    wait(lambda: not panel.logic.isRunning())
+    assert loaded == [str(tiny_bundle.folder)]
+
+
 def test_nothing_is_loaded_ahead_when_the_panel_was_left(panel, loaded):
     panel.enter()
     panel.exit()
