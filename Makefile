@@ -88,7 +88,6 @@ pacs: $(VENV)/.for-batch
 	@$(BIN)/medanomalyclip batch --dicomweb "$(ARCHIVE)" --query ModalitiesInStudy=CT \
 		--output "$(OUTPUT)/pacs" --dicom-seg --dicom-sr $(OPTIONS)
 
-# The environment of the page cannot be had everywhere; its tests say so then.
 test: $(VENV)/.for-test
 	@$(MAKE) --no-print-directory --jobs 2 checks web-if-possible
 	$(BIN)/python -m pytest $(PYTEST)
@@ -99,7 +98,7 @@ checks: $(VENV)/.for-test
 	$(BIN)/mypy
 	$(BIN)/bandit --quiet --recursive --severity-level medium MedAnomalyCLIP
 
-# The tests of the page in the browser are skipped without it.
+# The environment of the page in the browser cannot be had everywhere; its tests say so then.
 web-if-possible: $(VENV)/.for-test
 	-@$(MAKE) --no-print-directory $(WEB_VENV)/.for-web
 

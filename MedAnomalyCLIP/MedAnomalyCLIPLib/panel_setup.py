@@ -180,7 +180,7 @@ class SetupSection:
             self._log(str(error))
         finally:
             self.update(fold=True)
-            self.enter()
+            self._warm_up_timer.start(WARM_UP_AFTER_MS)
 
     def _warm_up(self) -> None:
         folder, device, precision = self._chosen()

@@ -138,6 +138,7 @@ class VolumeJobs:
 
     def poll(self) -> bool:
         """One short step; whether there is more to do."""
+        # A run's own step follows in the same turn, and takes about as long.
         self._step_refreshes(_REFRESH_SECONDS if self._job is None else _REFRESH_SECONDS / 2)
         if self._job is not None:
             self._step_job(self._job)

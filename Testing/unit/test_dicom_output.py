@@ -516,7 +516,7 @@ def test_a_header_that_says_too_little_is_refused_before_detection(elements, wor
 
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SOPInstanceUID", "FrameOfReferenceUID"])
-def test_a_number_that_stands_where_a_name_would_is_refused(keyword, tmp_path):
+def test_an_identifier_that_is_stored_as_a_name_is_refused(keyword, tmp_path):
     folder = write_series(tmp_path / "in")
     for path in folder.iterdir():
         dataset = dcmread(path)

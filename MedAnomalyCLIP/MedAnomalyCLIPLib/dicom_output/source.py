@@ -7,7 +7,6 @@ and nowhere before, so that no patient's identity goes through the rest of the p
 from __future__ import annotations
 
 import logging
-import sqlite3
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,10 +32,6 @@ _STATED = (
     *("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"),
 )
 _SEXES = ("M", "F", "O")
-_REFUSALS = (
-    *(ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError),
-    sqlite3.Error,
-)
 _PLACE = (
     *("FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient", "ImageOrientationPatient"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DetectorInformationSequence"),
@@ -159,15 +154,14 @@ def silence() -> Iterator[None]:
 def making(what: str) -> Iterator[None]:
     """Turn highdicom's refusal of a source into one typed error, whose message quotes no header.
 
-    highdicom checks source headers as it copies from them, and raises Python's own errors, and those of the
-    tables in which it keeps them.
+    highdicom checks source headers as it copies from them, and raises Python's own errors.
     """
     try:
         with silence():
             yield
     except MedAnomalyCLIPError:
         raise
-    except _REFUSALS as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:
         raise NotDicom(
             f"No DICOM {what} can be made for this image: its header lacks, or contradicts, what the "
             f"standard asks of its kind ({type(error).__name__}). Leave this output out, or mend the header"
@@ -189,7 +183,8 @@ def _read_identity(path: Path) -> Dataset:
         header.remove_private_tags()
         header.decode()
         header.SpecificCharacterSet = "ISO_IR 192"
-        missing = [keyword for keyword in _NEEDED if not header.get(keyword)]
+        # Stored as another kind of element, a name say, it is no identifier that anything could refer to.
+        missing = [k for k in _NEEDED if not header.get(k) or not isinstance(header.get(k), str)]
         if missing:
             raise NotDicom(
                 f"{shown_name(path)} has no {missing[0]}, which DICOM objects made of it have to refer to"
