@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -288,7 +292,7 @@ def test_slices_cut_in_a_row_are_those_cut_one_by_one():
     volume = Volume(generator.integers(0, 99, (4, 5, 6)), matrix)
     for axis in range(3):
         for plane, index in zip(cut_slices(volume, axis, [3, 0, 2]), [3, 0, 2], strict=True):
-            alone = cut_slice(volume, axis, index)
+            alone = cut_slice(replace(volume), axis, index)  # of which nothing is known yet
             assert (plane.aligned, plane.description) == (alone.aligned, alone.description)
             assert np.array_equal(plane.ijk_to_ras, alone.ijk_to_ras)
             assert np.array_equal(plane.pixels, alone.pixels)
@@ -296,6 +300,15 @@ def test_slices_cut_in_a_row_are_those_cut_one_by_one():
             ijk = np.argwhere(volume.voxels == plane.pixels[0, 0])[:, ::-1]
             places = ijk @ matrix[:3, :3].T + matrix[:3, 3]
             assert np.isclose(places, plane.ijk_to_ras[:3, 3], atol=1e-9).all(axis=1).any()
+
+
+def test_what_is_known_of_a_volume_goes_with_it():
+    volume = Volume(empty((6, 5, 4)), np.eye(4))
+    cut_slice(volume, 2, 1)
+    watched = weakref.ref(volume)
+    del volume
+    gc.collect()
+    assert watched() is None
 
 
 def shown_in(pixels):
